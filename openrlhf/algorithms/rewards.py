@@ -1,0 +1,36 @@
+"""From one outcome reward per sequence to one reward per token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openrlhf.algorithms.masked import zero_outside
+
+
+def clip_rewards(rewards: Tensor, low: float, high: float) -> Tensor:
+    """Rewards limited to [low, high], any shape. Raises ValueError when low > high.
+
+    Paper: Engstrom et al., arXiv:2005.12729, §3 (reward clipping).
+    """
+    if low > high:
+        raise ValueError(f"--reward_clip_range needs the lower bound first, got {low} {high}.")
+    return rewards.clamp(low, high)
+
+
+def place_on_last_token(rewards: Tensor, action_mask: Tensor) -> Tensor:
+    """(B,) rewards, (B, T) mask → (B, T): each reward on the last action token of its row, 0 elsewhere.
+
+    A row without action tokens stays 0. Paper: Ziegler et al., arXiv:1909.08593 (the reward is for the whole answer).
+    """
+    positions = torch.arange(action_mask.shape[1], device=action_mask.device)
+    last = torch.where(action_mask, positions, -1).amax(dim=1, keepdim=True)
+    return zero_outside(rewards.unsqueeze(1), positions == last)
+
+
+def kl_penalty(kl: Tensor, coef: float, action_mask: Tensor) -> Tensor:
+    """(B, T) KL in nats → (B, T) reward −coef·kl on action tokens, 0 elsewhere.
+
+    Paper: Ziegler et al., arXiv:1909.08593, eq. 2.
+    """
+    return zero_outside(-coef * kl, action_mask)

@@ -1,0 +1,128 @@
+"""Transformers as a rollout engine: a batched decode loop over the actor's own module, in this process.
+
+The module is shared with training, so new weights are there as soon as the optimizer has stepped. Each distinct prompt
+is read once and its cache handed to all of its samples; rows that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from openrlhf.rollout.engine import Completion, SamplingParams
+
+ROWS_AT_ONCE = 256  # bounds the key-value cache
+
+
+class HFGenerate:
+    """``model`` is a Hugging Face causal LM. ``generate`` leaves its training mode as it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.version = 0
+
+    @torch.no_grad()
+    def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+        generator = torch.Generator(device=next(self.model.parameters()).device)
+        generator.manual_seed(params.seed) if params.seed is not None else generator.seed()
+        training = self.model.training
+        self.model.eval()
+        completions: list[Completion] = []
+        for start in range(0, len(prompts), ROWS_AT_ONCE):
+            completions += self._decode(prompts[start : start + ROWS_AT_ONCE], params, generator)
+        self.model.train(training)
+        return completions
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """The module is the actor's: its weights are here already, only their version changes."""
+        self.version = version
+
+    def sleep(self) -> None:
+        """Nothing: the engine holds no memory between calls."""
+
+    def wake(self) -> None:
+        """Nothing, as ``sleep``."""
+
+    def _decode(self, prompts: list[list[int]], params: SamplingParams, generator: torch.Generator) -> list[Completion]:
+        device = generator.device
+        out = [Completion([], [], truncated=True, weight_version=self.version) for _ in prompts]
+        logits, cache, mask = self._read_prompts(prompts, device)
+        rows = list(range(len(prompts)))  # which completion each row of the cache belongs to
+        stops = torch.tensor(params.stop_token_ids, dtype=torch.int64, device=device)
+        for position in range(params.max_new_tokens):
+            forbidden = stops if position < params.min_new_tokens else stops[:0]
+            tokens, log_probs = sample(logits, params, forbidden, generator)
+            for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
+                out[row].token_ids.append(token)
+                out[row].log_probs.append(log_prob)
+            going = ~torch.isin(tokens, stops)
+            for row, goes in zip(rows, going.tolist(), strict=True):
+                out[row].truncated = goes
+            if not going.any() or position + 1 == params.max_new_tokens:
+                break
+            if not going.all():
+                keep = going.nonzero().squeeze(1)
+                rows = [rows[i] for i in keep.tolist()]
+                tokens, mask = tokens[keep], mask[keep]
+                cache.batch_select_indices(keep)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            logits = self._forward(tokens[:, None], mask, cache)
+        return out
+
+    def _read_prompts(self, prompts: list[list[int]], device: torch.device) -> tuple[Tensor, DynamicCache, Tensor]:
+        """One forward over the distinct prompts, padded on the left, then one row of it for each prompt asked."""
+        distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+        width = max(len(prompt) for prompt in distinct)
+        tokens = torch.zeros(len(distinct), width, dtype=torch.int64)
+        mask = torch.zeros(len(distinct), width, dtype=torch.int64)
+        for i, prompt in enumerate(distinct):
+            tokens[i, width - len(prompt) :] = torch.tensor(prompt)
+            mask[i, width - len(prompt) :] = 1
+        cache = DynamicCache()
+        tokens, mask = tokens.to(device), mask.to(device)
+        logits = self._forward(tokens, mask, cache)
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        index = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
+        cache.batch_select_indices(index)
+        return logits[index], cache, mask[index]
+
+    def _forward(self, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+        """Float32 logits (B, V) of the next token."""
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        out = self.model(
+            tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float()
+
+
+def sample(
+    logits: Tensor, params: SamplingParams, forbidden: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) and their log-probs (B,) under softmax(logits / temperature), before the cut at ``top_p``."""
+    log_probs = torch.log_softmax(logits / (params.temperature or 1.0), dim=-1)
+    allowed = log_probs.clone()
+    allowed[:, forbidden] = -torch.inf
+    if params.temperature == 0:
+        tokens = allowed.argmax(dim=-1)
+    else:
+        if params.top_p < 1:
+            allowed = top_p_cut(allowed, params.top_p)
+        # Gumbel maximum: one draw a token, so a row's choice does not hang on the normalisation of the cut.
+        noise = torch.empty_like(allowed).exponential_(generator=generator).log()
+        tokens = (allowed - noise).argmax(dim=-1)
+    return tokens, log_probs.gather(1, tokens[:, None]).squeeze(1)
+
+
+def top_p_cut(log_probs: Tensor, top_p: float) -> Tensor:
+    """−∞ outside the smallest set of tokens whose probability reaches ``top_p`` (arXiv:1904.09751)."""
+    ordered, index = log_probs.softmax(dim=-1).sort(dim=-1, descending=True)
+    outside = ordered.cumsum(dim=-1) - ordered >= top_p
+    return log_probs.masked_fill(torch.zeros_like(outside).scatter(1, index, outside), -torch.inf)

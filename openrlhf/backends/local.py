@@ -1,0 +1,86 @@
+"""Plain torch in one process, on a CPU or one GPU: the embedded default, and what a debugger steps through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from openrlhf.config.groups import OptimConfig
+from openrlhf.models.load import save_model
+from openrlhf.training.roles import StepStats
+
+
+class LocalForward:
+    """A frozen model in this process."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.device = next(model.parameters()).device
+
+    def offload(self) -> None:
+        self.model.to("cpu")
+
+    def onload(self) -> None:
+        self.model.to(self.device)
+
+
+class LocalTrain:
+    """A model in training in this process: AdamW on float32 master weights; bf16 runs the forward under autocast."""
+
+    rank = 0
+    world = 1
+
+    def __init__(
+        self, model: nn.Module, optim: OptimConfig, learning_rate: float, total_steps: int, bf16: bool = False
+    ) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.max_norm = optim.max_norm
+        if bf16:
+            model.forward = torch.autocast(self.device.type, dtype=torch.bfloat16)(model.forward)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        beta1, beta2 = optim.adam_betas
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=(beta1, beta2), weight_decay=optim.l2, fused=True
+        )
+        self.scheduler = lr_schedule(self.optimizer, optim, learning_rate, total_steps)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+
+    def step(self) -> StepStats:
+        max_norm = self.max_norm if self.max_norm > 0 else math.inf
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, max_norm)
+        lr = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepStats(float(grad_norm), lr)
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        return x
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.model.state_dict().items()
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        save_model(self.model, folder, tokenizer)
+
+    def offload(self) -> None:
+        """Nothing: one process keeps its model where it is."""
+
+    def onload(self) -> None:
+        """Nothing, as ``offload``."""
+
+
+def lr_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, peak: float, total_steps: int) -> Any:
+    """``--lr_scheduler`` with a warmup of ceil(``lr_warmup_ratio`` · steps); the minimum, where there is one, is 10 %."""
+    kwargs = {"min_lr": 0.1 * peak} if optim.lr_scheduler.endswith("with_min_lr") else {}
+    warmup = math.ceil(total_steps * optim.lr_warmup_ratio)
+    return get_scheduler(optim.lr_scheduler, optimizer, warmup, total_steps, scheduler_specific_kwargs=kwargs)

@@ -1,0 +1,116 @@
+"""The roles of an RL run in this one process: same members, same verbs, no Ray."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openrlhf.backends.hf_generate import HFGenerate
+from openrlhf.backends.local import LocalForward, LocalTrain
+from openrlhf.config.commands import PPOConfig
+from openrlhf.config.rules import critic_source
+from openrlhf.models.load import load_causal_lm, load_score_model
+from openrlhf.rollout.collect import collect, sampling_params
+from openrlhf.rollout.engine import RolloutEngine
+from openrlhf.rollout.rewards import load_reward_function
+from openrlhf.training.members import CriticMember, PolicyMember, ReferenceMember, RewardMember
+from openrlhf.training.roles import Absent, Roles, done
+from openrlhf.types import Batch, Metrics, Prompt, Sample
+
+
+class LocalActor:
+    def __init__(self, member: PolicyMember, tokenizer: Any) -> None:
+        self.member = member
+        self.tokenizer = tokenizer
+
+    def log_probs(self, batch: Batch) -> Future[Tensor]:
+        return done(self.member.log_probs(batch))
+
+    def update(self, batch: Batch, kl_coef: float) -> Future[Metrics]:
+        return done(self.member.update(batch, kl_coef))
+
+    def save(self, folder: Path) -> Future[None]:
+        return done(self.member.engine.save(folder, self.tokenizer))
+
+
+class LocalCritic:
+    def __init__(self, member: CriticMember, tokenizer: Any) -> None:
+        self.member = member
+        self.tokenizer = tokenizer
+
+    def values(self, batch: Batch) -> Future[Tensor | None]:
+        return done(self.member.values(batch))
+
+    def update(self, batch: Batch) -> Future[Metrics | None]:
+        return done(self.member.update(batch))
+
+    def save(self, folder: Path) -> Future[None]:
+        return done(self.member.engine.save(folder, self.tokenizer))
+
+
+class LocalReference:
+    def __init__(self, member: ReferenceMember) -> None:
+        self.member = member
+
+    def log_probs(self, batch: Batch) -> Future[Tensor | None]:
+        return done(self.member.log_probs(batch))
+
+
+class LocalReward:
+    def __init__(self, member: RewardMember) -> None:
+        self.member = member
+
+    def rewards(self, batch: Batch) -> Future[Tensor | None]:
+        return done(self.member.rewards(batch))
+
+
+class LocalRollout:
+    """Samples with the actor's own module, so a sync moves nothing."""
+
+    def __init__(self, engine: RolloutEngine, config: PPOConfig, tokenizer: Any) -> None:
+        self.engine = engine
+        self.config = config
+        self.tokenizer = tokenizer
+        file = config.reward.remote_rm_url
+        self.reward_function = load_reward_function(file) if file else None
+
+    def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
+        rollout = self.config.rollout
+        params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
+        n = rollout.n_samples_per_prompt
+        return done(collect(prompts, self.engine, params, n, self.tokenizer, self.reward_function))
+
+    def sync(self, version: int) -> Future[None]:
+        return done(self.engine.load_weights([], version))
+
+
+def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
+    """Every role that the flags ask for, on the GPU when there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = config.model.bf16
+    policy = load_causal_lm(config.model.pretrain, config.model).to(device)
+    algorithm = config.algorithm
+
+    def trained(model: nn.Module, learning_rate: float) -> LocalTrain:
+        return LocalTrain(model, config.optim, learning_rate, total_steps, bf16)
+
+    critic: Absent | LocalCritic = Absent()
+    source = critic_source(config)
+    if source is not None:
+        model = load_score_model(source.path, config.model, new_head=source.new_head).to(device)
+        critic = LocalCritic(CriticMember(trained(model, algorithm.critic_learning_rate), config), tokenizer)
+    reference: Absent | LocalReference = Absent()
+    if algorithm.init_kl_coef > 0:
+        frozen = LocalForward(load_causal_lm(config.model.pretrain, config.model).to(device))
+        reference = LocalReference(ReferenceMember(frozen, config))
+    reward: Absent | LocalReward = Absent()
+    if config.reward.reward_pretrain and not config.reward.remote_rm_url:
+        scorer = load_score_model(config.reward.reward_pretrain, config.model, new_head=False).to(device)
+        reward = LocalReward(RewardMember(LocalForward(scorer), config))
+    actor = LocalActor(PolicyMember(trained(policy, algorithm.actor_learning_rate), config), tokenizer)
+    rollout = LocalRollout(HFGenerate(policy.hf), config, tokenizer)
+    return Roles(rollout, actor, critic, reference, reward)

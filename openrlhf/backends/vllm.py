@@ -1,0 +1,187 @@
+"""vLLM as a rollout engine. Ray-free: the cluster layer builds a `VLLMEngine` inside an actor and calls it from there.
+
+vLLM is imported when an engine is built (it takes seconds and wants its environment set before; see `engine_environment`),
+so importing this module costs nothing and needs no vLLM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+from packaging.version import Version
+from torch import Tensor
+
+from openrlhf.backends.vllm_transfer import TransferGroup
+from openrlhf.rollout.engine import Completion, SamplingParams
+
+MINIMUM_VLLM = Version("0.20")
+CPU_CACHE_BYTES = 1024**3
+
+
+def engine_environment(on_gpu: bool, tensor_parallel_size: int = 1) -> dict[str, str]:
+    """Environment variables that the engine's process needs before it imports vLLM."""
+    several = tensor_parallel_size > 1
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives and dies with its actor
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if on_gpu:
+        return environment
+    return environment | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if several else "0",  # vLLM's CPU workers need it for tensor parallelism
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines would all bind to the first cores
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TORCH_COMPILE_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def check_vllm_version(installed: str) -> None:
+    """RuntimeError when vLLM is older than this project can use."""
+    if Version(installed) < MINIMUM_VLLM:
+        raise RuntimeError(f"vLLM {installed} is too old: install vllm>={MINIMUM_VLLM}.")
+
+
+def request_seed(seed: int, index: int) -> int:
+    """The seed of request ``index`` of a rollout: the same however the requests are divided among engines."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=4).digest(), "big")
+
+
+class VLLMEngine:
+    """One engine; `RolloutEngine` in rollout/engine.py.
+
+    ``log_probs`` are log-softmax(logits / temperature) in float32 (temperature 1 when greedy), as the trainer computes them,
+    with two exceptions that vLLM makes in what it samples from: with ``top_p`` below 1 they are renormalized over the kept
+    tokens, and in the first ``min_new_tokens`` positions over the tokens that do not end the response.
+
+    A response ends at the model's own end-of-text tokens or at ``stop_token_ids``; either stays in ``token_ids``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: Literal["bfloat16", "float32"],
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.9,
+        enforce_eager: bool = False,
+        enable_prefix_caching: bool = False,
+        enable_sleep_mode: bool = False,
+        max_model_len: int | None = None,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
+        import vllm
+        from vllm.platforms import current_platform
+
+        check_vllm_version(vllm.__version__)
+        on_cpu = current_platform.is_cpu()
+        self._sleeps = enable_sleep_mode and not on_cpu  # there is no device memory to give back on CPU
+        self._asleep = False
+        self._half_loaded: int | None = None
+        self.weight_version = 0
+        self._llm = vllm.LLM(
+            model=model,
+            dtype=dtype,
+            tensor_parallel_size=tensor_parallel_size,
+            distributed_executor_backend="mp" if tensor_parallel_size > 1 else "uni",
+            gpu_memory_utilization=gpu_memory_utilization,
+            kv_cache_memory_bytes=CPU_CACHE_BYTES if on_cpu else None,  # else vLLM claims that share of all memory
+            enforce_eager=enforce_eager,
+            enable_prefix_caching=enable_prefix_caching,
+            enable_sleep_mode=self._sleeps,
+            max_model_len=max_model_len,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+            logprobs_mode="processed_logprobs",
+            worker_extension_cls="openrlhf.backends.vllm_worker.WeightWorker",
+        )
+
+    def generate(
+        self, prompts: list[list[int]], params: SamplingParams, seeds: Sequence[int] | None = None
+    ) -> list[Completion]:
+        """One completion a prompt, in order.
+
+        ``seeds`` has one entry a prompt. Without it, and with ``params.seed``, prompt i of this call gets
+        `request_seed` (params.seed, i); whoever divides one rollout among engines passes its own, numbered over the whole.
+
+        Raises:
+            RuntimeError: the engine sleeps, or an interrupted weight sync left it with a mixture of weights.
+        """
+        if self._asleep:
+            raise RuntimeError("The engine sleeps: call wake() before generate().")
+        if self._half_loaded is not None:
+            raise RuntimeError(
+                f"The engine holds a mixture of weights since the sync to version {self._half_loaded} was interrupted: "
+                "connect a new weight transfer and sync again."
+            )
+        if seeds is None and params.seed is not None:
+            seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
+        each = [_vllm_params(params, None if seeds is None else seeds[i]) for i in range(len(prompts))]
+        outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], each, use_tqdm=False)
+        return [_completion(output.outputs[0], self.weight_version) for output in outputs]
+
+    def init_weight_transfer(self, group: TransferGroup, first_worker: int) -> None:
+        """Meet the trainer's `WeightSender`, which must be inside ``connect`` meanwhile.
+
+        ``first_worker``: engine number × tensor-parallel size. TimeoutError if the trainer or another engine stays away.
+        """
+        self._llm.collective_rpc("join_weight_transfer", args=(asdict(group), first_worker))
+
+    def receive_weights(self, version: int) -> None:
+        """Take what the trainer's `WeightSender.send` sends meanwhile; then these weights are version ``version``.
+
+        On any error the engine refuses to generate until a later sync succeeds.
+        """
+        self._replace("receive_sent_weights", version, version)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take weights handed over in memory (through Ray's object store, say): simple, and slow for large models."""
+        self._replace("take_weights", list(weights), version)
+
+    def sleep(self) -> None:
+        """Give the GPU memory back: weights move to host memory, the key-value cache is dropped. Nothing on CPU."""
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+    def wake(self) -> None:
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+    def _replace(self, method: str, argument: Any, version: int) -> None:
+        if self._asleep:
+            raise RuntimeError("The engine sleeps: call wake() before new weights arrive.")
+        self._half_loaded = version
+        self._llm.collective_rpc(method, args=(argument,))
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept cached prefixes of the old weights: a request was still running.")
+        self.weight_version = version
+        self._half_loaded = None
+
+
+def _vllm_params(params: SamplingParams, seed: int | None) -> Any:
+    import vllm
+
+    return vllm.SamplingParams(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        max_tokens=params.max_new_tokens,
+        min_tokens=params.min_new_tokens,
+        stop_token_ids=list(params.stop_token_ids),
+        seed=seed,
+        logprobs=0,  # of the sampled token alone
+        detokenize=False,
+    )
+
+
+def _completion(output: Any, weight_version: int) -> Completion:
+    """From vLLM's ``CompletionOutput``."""
+    token_ids = list(output.token_ids)
+    log_probs = [position[token].logprob for token, position in zip(token_ids, output.logprobs, strict=True)]
+    return Completion(token_ids, log_probs, output.finish_reason == "length", weight_version)

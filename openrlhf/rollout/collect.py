@@ -1,0 +1,68 @@
+"""Prompts → samples: ask the engine, put the tokens together, ask the reward function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from openrlhf.config.groups import RolloutConfig
+from openrlhf.rollout.engine import Completion, RolloutEngine, SamplingParams
+from openrlhf.rollout.rewards import RewardFunction, call_reward_function
+from openrlhf.types import Prompt, Sample
+
+
+def sampling_params(rollout: RolloutConfig, stop_token_ids: tuple[int, ...], seed: int) -> SamplingParams:
+    return SamplingParams(
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        max_new_tokens=rollout.generate_max_len,
+        stop_token_ids=stop_token_ids,
+        seed=seed,
+    )
+
+
+def collect(
+    prompts: list[Prompt],
+    engine: RolloutEngine,
+    params: SamplingParams,
+    n_samples: int,
+    tokenizer: Any,
+    reward_function: RewardFunction | None,
+) -> list[Sample]:
+    """``n_samples`` samples a prompt, next to each other, in the order of the prompts.
+
+    Rewards are set when there is a reward function; otherwise a reward model sets them later.
+    """
+    asked = [prompt for prompt in prompts for _ in range(n_samples)]
+    completions = engine.generate([prompt.tokens for prompt in asked], params)
+    samples = [make_sample(prompt, completion) for prompt, completion in zip(asked, completions, strict=True)]
+    if reward_function is not None:
+        set_rewards(samples, reward_function, tokenizer)
+    return samples
+
+
+def make_sample(prompt: Prompt, completion: Completion) -> Sample:
+    """The engine's own token ids are trained on: nothing is decoded and encoded again."""
+    before, after = len(prompt.tokens), len(completion.token_ids)
+    return Sample(
+        tokens=torch.tensor(prompt.tokens + completion.token_ids, dtype=torch.int64),
+        action_mask=torch.tensor([False] * before + [True] * after),
+        rollout_log_probs=torch.tensor([0.0] * before + completion.log_probs),
+        group=prompt.id,
+        prompt=prompt.text,
+        label=prompt.label,
+        source=prompt.source,
+        truncated=completion.truncated,
+        weight_version=completion.weight_version,
+    )
+
+
+def set_rewards(samples: list[Sample], function: RewardFunction, tokenizer: Any) -> None:
+    """Call the user's function on the decoded texts, special tokens kept, and write its answer into the samples."""
+    queries = [tokenizer.decode(s.tokens.tolist(), skip_special_tokens=False) for s in samples]
+    answer = call_reward_function(function, queries, [s.prompt for s in samples], [s.label for s in samples])
+    for i, sample in enumerate(samples):
+        sample.reward = answer.rewards[i]
+        sample.score = answer.scores[i]
+        sample.metrics = {name: values[i] for name, values in answer.extra_logs.items()}

@@ -1,0 +1,151 @@
+"""Where metrics go: always ``metrics.jsonl`` and a line on the screen; TensorBoard and W&B by flag."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from tqdm import tqdm
+
+from openrlhf.config.groups import LogConfig
+from openrlhf.training.metric_names import unknown_names
+from openrlhf.types import Metrics
+
+# What a person follows during a run; the rest is in metrics.jsonl.
+SCREEN = ("loss", "eval_loss", "reward", "score", "kl", "entropy", "response_length", "truncated", "grad_norm",
+          "tokens_per_second")  # fmt: skip
+
+
+class Sink(Protocol):
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunLog:
+    """The log of one run. Only the first rank writes; the others hold a log that stays silent."""
+
+    def __init__(self, folder: Path, config: LogConfig, resolved: Mapping[str, Any], writes: bool = True) -> None:
+        self.every = config.logging_steps
+        self.file: TextIO | None = None
+        self.sinks: list[Sink] = []
+        self.bar: tqdm | None = None
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = _fresh(folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+            self.sinks = _sinks(folder, config, resolved)
+
+    def start(self, steps: int, title: str) -> None:
+        """Show a progress bar over ``steps``."""
+        if self.file is not None:
+            self.bar = tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True)
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """Record a step. Raises ValueError for a name that the metric table does not have."""
+        if strange := unknown_names(list(metrics)):
+            raise ValueError(f"metrics {strange} are not in training/metric_names.py")
+        if self.file is None:
+            return
+        if self.bar is not None:
+            self.bar.update(1)
+        if self.every > 0 and step % self.every == 0:
+            self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+            tqdm.write(screen_line(step, metrics))
+            for sink in self.sinks:
+                sink.write(step, metrics)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.file is not None:
+            self.file.close()
+        for sink in self.sinks:
+            sink.close()
+
+
+class Phases:
+    """Wall seconds of the named parts of a step, under the metric names ``time/<part>``."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.seconds: Metrics = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[f"time/{part}"] = time.monotonic() - start
+
+    def metrics(self, tokens: int) -> Metrics:
+        """The parts, the whole, and tokens per second of the whole."""
+        whole = time.monotonic() - self.began
+        return {**self.seconds, "step_seconds": whole, "tokens_per_second": tokens / max(whole, 1e-9)}
+
+
+def screen_line(step: int, metrics: Mapping[str, float]) -> str:
+    shown = [f"{name} {metrics[name]:.4g}" for name in SCREEN if name in metrics]
+    return f"step {step}: " + "  ".join(shown)
+
+
+def _fresh(path: Path) -> Path:
+    """``path``, after an older file of that name was moved aside: a second run must not erase the first one's curve."""
+    if path.exists():
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+        path.rename(path.with_name(f"{path.stem}-{stamp}{path.suffix}"))
+    return path
+
+
+def _sinks(folder: Path, config: LogConfig, resolved: Mapping[str, Any]) -> list[Sink]:
+    sinks: list[Sink] = []
+    if config.use_tensorboard:
+        sinks.append(TensorBoardSink(Path(config.use_tensorboard) / config.wandb_run_name))
+    if config.use_wandb:
+        sinks.append(WandbSink(folder, config, resolved))
+    return sinks
+
+
+class TensorBoardSink:
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError('--use_tensorboard needs TensorBoard: pip install "openrlhf[tensorboard]"') from error
+        self.writer = SummaryWriter(str(folder))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbSink:
+    """``--use_wandb`` holds the API key, or ``true`` when the machine is logged in already."""
+
+    def __init__(self, folder: Path, config: LogConfig, resolved: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError('--use_wandb needs W&B: pip install "openrlhf[wandb]"') from error
+        if config.use_wandb and config.use_wandb.lower() != "true":
+            os.environ["WANDB_API_KEY"] = config.use_wandb
+        self.run = wandb.init(
+            entity=config.wandb_org,
+            project=config.wandb_project,
+            group=config.wandb_group,
+            name=config.wandb_run_name,
+            dir=str(folder),
+            config=dict(resolved),
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self.run.finish()

@@ -1,0 +1,100 @@
+"""One rank of each role that holds a model: what it does with its engine. The same in one process and in a worker."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openrlhf.config.commands import PPOConfig
+from openrlhf.objectives.reinforcement import policy_loss, value_loss
+from openrlhf.training.roles import ForwardEngine, TrainEngine
+from openrlhf.training.update import update
+from openrlhf.types import Batch, Metrics, pad_columns
+
+
+class PolicyMember:
+    """Actor: log-probs of the sampled tokens, and the policy update."""
+
+    def __init__(self, engine: TrainEngine, config: PPOConfig) -> None:
+        self.engine = engine
+        self.config = config
+
+    def log_probs(self, batch: Batch) -> Tensor:
+        return sampled_log_probs(self.engine, batch, self.config)
+
+    def update(self, batch: Batch, kl_coef: float) -> Metrics:
+        objective = partial(
+            policy_loss,
+            algorithm=self.config.algorithm,
+            temperature=self.config.rollout.temperature,
+            packed=self.config.model.packing_samples,
+            kl_coef=kl_coef,
+        )
+        train = self.config.train
+        return update(
+            self.engine, batch, objective, train.train_batch_size, train.micro_train_batch_size, train.max_epochs
+        )
+
+
+class CriticMember:
+    """Critic: value of the state before each token, and the value update."""
+
+    def __init__(self, engine: TrainEngine, config: PPOConfig) -> None:
+        self.engine = engine
+        self.config = config
+
+    def values(self, batch: Batch) -> Tensor:
+        return _forward(self.engine, batch, self.config, what="values")
+
+    def update(self, batch: Batch) -> Metrics:
+        config = self.config
+        objective = partial(
+            value_loss, value_clip=config.algorithm.value_clip, packed=config.model.packing_samples
+        )
+        train = config.train
+        metrics = update(
+            self.engine, batch, objective, train.train_batch_size, train.micro_train_batch_size, train.max_epochs
+        )
+        return {f"critic_{name}": value for name, value in metrics.items()}
+
+
+class ReferenceMember:
+    """Reference: log-probs of the sampled tokens under the frozen policy."""
+
+    def __init__(self, engine: ForwardEngine, config: PPOConfig) -> None:
+        self.engine = engine
+        self.config = config
+
+    def log_probs(self, batch: Batch) -> Tensor:
+        return sampled_log_probs(self.engine, batch, self.config)
+
+
+class RewardMember:
+    """Reward model: one scalar a sample."""
+
+    def __init__(self, engine: ForwardEngine, config: PPOConfig) -> None:
+        self.engine = engine
+        self.config = config
+
+    def rewards(self, batch: Batch) -> Tensor:
+        return _forward(self.engine, batch, self.config, what="scores")
+
+
+def sampled_log_probs(engine: ForwardEngine, batch: Batch, config: PPOConfig) -> Tensor:
+    """(B, T) float32 on the CPU, at the sampling temperature, 0 outside the action mask."""
+    return _forward(engine, batch, config, temperature=config.rollout.temperature)
+
+
+@torch.no_grad()
+def _forward(engine: ForwardEngine, batch: Batch, config: PPOConfig, **how: Any) -> Tensor:
+    engine.model.eval()
+    width = batch.tokens.shape[1]
+    parts = []
+    for rows in batch.micro_batches(config.rollout.micro_rollout_batch_size):
+        out = engine.model(rows.to(engine.device), packed=config.model.packing_samples, **how)
+        scores = (out if isinstance(out, Tensor) else out.log_probs).float().cpu()
+        parts.append(pad_columns(scores, width) if scores.dim() == 2 else scores)
+    return torch.cat(parts)

@@ -1,0 +1,51 @@
+"""Every metric a run may log, with its meaning: the one table that the log checks and the docs are made from."""
+
+from __future__ import annotations
+
+METRICS: dict[str, str] = {
+    # every trainer
+    "loss": "mean of the loss per weighted element over the mini-batch, mean over the optimizer steps",
+    "grad_norm": "global gradient norm before clipping",
+    "lr": "learning rate of the step",
+    "tokens_per_second": "tokens (prompt and response) per second of wall time of the step",
+    "step_seconds": "wall time of the step, s",
+    "epoch": "passes over the data, counting from 0",
+    "eval_loss": "mean loss per weighted token over the evaluation rows",
+    # rollouts
+    "reward": "mean outcome reward of the samples, before shaping and clipping",
+    "reward_std": "standard deviation of the outcome rewards",
+    "score": "mean score (0–1) of the samples",
+    "response_length": "mean number of tokens that the policy chose",
+    "response_length_max": "largest number of tokens that the policy chose",
+    "truncated": "share of samples cut at the length limit",
+    "weight_version": "syncs that the engines had received when they sampled",
+    # policy
+    "policy_loss": "clipped policy loss alone, without KL and entropy terms",
+    "clip_ratio": "share of tokens where the clipped branch of the policy loss was active",
+    "ppo_kl": "mean log π_old − log π over the sampled tokens",
+    "entropy": "mean entropy of the policy at the sampling temperature, nats per token",
+    "kl": "mean KL estimate between policy and reference per token, by --kl_estimator",
+    "kl_coef": "coefficient of the KL term in this step",
+    "engine_log_prob_diff": "mean |log-prob by the trainer − log-prob by the engine| of the sampled tokens",
+    "advantage_std": "standard deviation of the advantages over the action tokens",
+    # critic
+    "critic_loss": "clipped squared error of the values",
+    "critic_value": "mean value",
+    "critic_return": "mean return",
+    "critic_grad_norm": "global gradient norm of the critic before clipping",
+    "critic_lr": "learning rate of the critic",
+    # phases of an RL step, wall seconds
+    "time/rollout": "generation and the reward function, s",
+    "time/reward": "reward model, s",
+    "time/log_probs": "log-probs of actor and reference, values of the critic, s",
+    "time/advantages": "advantages on the driver, s",
+    "time/update": "optimizer steps of actor and critic, s",
+    "time/sync": "weights from the actor to the engines, s",
+}
+
+REWARD_PARTS = "reward/"  # + a name of extra_logs: its mean over the samples
+
+
+def unknown_names(names: list[str]) -> list[str]:
+    """The names that the table does not have."""
+    return [name for name in names if name not in METRICS and not name.startswith(REWARD_PARTS)]

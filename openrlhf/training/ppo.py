@@ -1,0 +1,137 @@
+"""The RL loop, for PPO and all its relatives.
+
+    for each batch of prompts:
+        samples    ← π_old                               rollout
+        rewards    ← reward function or reward model     reward
+        log π_old, log π_ref, V                          log_probs
+        advantages ← estimator(rewards − β·KL, V)        advantages
+        π, V       ← clipped updates                     update
+        engines    ← π                                   sync
+
+It knows roles, not machines: the same function runs in one process and on a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from openrlhf.algorithms.advantages import AdvantageInputs, estimate_advantages
+from openrlhf.algorithms.kl import kl_estimate, make_kl_controller
+from openrlhf.algorithms.rewards import kl_penalty
+from openrlhf.config.commands import PPOConfig
+from openrlhf.training.log import Phases, RunLog
+from openrlhf.training.metric_names import REWARD_PARTS
+from openrlhf.training.roles import Roles, done, gather
+from openrlhf.types import Batch, Metrics, Prompt, Sample, collate, merge_metrics
+
+
+def train(
+    config: PPOConfig,
+    roles: Roles,
+    prompt_batches: Iterable[list[Prompt]],
+    log: RunLog,
+    pad_token_id: int,
+    deadline_s: float,
+) -> None:
+    """Run RL until the prompts are used up. Every wait ends after ``deadline_s`` at the latest."""
+    algorithm = config.algorithm
+    kl = make_kl_controller(algorithm.init_kl_coef, algorithm.kl_target, algorithm.kl_horizon)
+    for step, prompts in enumerate(prompt_batches, start=1):
+        phases = Phases()
+        with phases("rollout"):
+            (samples,) = gather(roles.rollout.collect(prompts, config.train.seed + step), deadline_s=deadline_s)
+        batch = collate(samples, pad_token_id)
+        with phases("reward"):
+            batch = add_rewards(batch, roles, deadline_s)
+        with phases("log_probs"):
+            batch = add_log_probs_and_values(batch, roles, config, deadline_s)
+        with phases("advantages"):
+            batch = add_advantages(batch, config, kl.coef)
+        with phases("update"):
+            critic, actor = gather(
+                roles.critic.update(batch), roles.actor.update(batch, kl.coef), deadline_s=deadline_s
+            )
+        with phases("sync"):
+            gather(roles.rollout.sync(step), deadline_s=deadline_s)
+        log.step(
+            step,
+            {
+                **sample_metrics(samples, batch),
+                **actor,
+                **(critic or {}),
+                "kl_coef": kl.coef,
+                **phases.metrics(tokens=int(batch.attention_mask.sum())),
+            },
+        )
+        kl.update(actor.get("kl", 0.0), len(batch))
+
+
+def add_rewards(batch: Batch, roles: Roles, deadline_s: float) -> Batch:
+    """Outcome rewards of the reward model, unless a reward function gave them already."""
+    if batch.rewards is not None:
+        return batch
+    (rewards,) = gather(roles.reward.rewards(batch), deadline_s=deadline_s)
+    return batch.fill(rewards=rewards)
+
+
+def add_log_probs_and_values(batch: Batch, roles: Roles, config: PPOConfig, deadline_s: float) -> Batch:
+    """What the update compares with: log π_old (when it is needed), log π_ref, V, all before the first step."""
+    old, reference, values = gather(
+        roles.actor.log_probs(batch) if needs_old_log_probs(config) else done(None),
+        roles.reference.log_probs(batch),
+        roles.critic.values(batch),
+        deadline_s=deadline_s,
+    )
+    return batch.fill(old_log_probs=old, ref_log_probs=reference, values=values)
+
+
+def needs_old_log_probs(config: PPOConfig) -> bool:
+    """False when the single on-policy step can take its own log-probs, detached, for π_old: one forward saved."""
+    rows = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
+    steps = config.train.max_epochs * rows // config.train.train_batch_size
+    kl_in_reward = config.algorithm.init_kl_coef > 0 and not config.algorithm.use_kl_loss
+    return steps > 1 or kl_in_reward
+
+
+def add_advantages(batch: Batch, config: PPOConfig, kl_coef: float) -> Batch:
+    """Advantages and returns, (B, T), with the KL penalty in the reward unless ``--use_kl_loss``."""
+    algorithm = config.algorithm
+    kl_rewards = torch.zeros_like(batch.tokens, dtype=torch.float32)
+    if batch.ref_log_probs is not None and not algorithm.use_kl_loss:
+        kl = kl_estimate(batch.old_log_probs, batch.ref_log_probs, algorithm.kl_estimator)
+        kl_rewards = kl_penalty(kl, kl_coef, batch.action_mask)
+    low, high = config.reward.reward_clip_range
+    inputs = AdvantageInputs(
+        rewards=batch.rewards,
+        kl_rewards=kl_rewards,
+        action_mask=batch.action_mask,
+        groups=batch.groups,
+        values=batch.values,
+        gamma=algorithm.gamma,
+        lambd=algorithm.lambd,
+        reward_clip=(low, high),
+    )
+    advantages, returns = estimate_advantages(
+        algorithm.advantage_estimator, inputs, std_norm=not algorithm.no_advantage_std_norm
+    )
+    return batch.fill(advantages=advantages, returns=returns)
+
+
+def sample_metrics(samples: list[Sample], batch: Batch) -> Metrics:
+    """What the rollout batch looks like, before the update."""
+    lengths = batch.action_mask.sum(dim=1).float()
+    metrics = {
+        "reward": float(batch.rewards.mean()),
+        "reward_std": float(batch.rewards.std(correction=0)),
+        "response_length": float(lengths.mean()),
+        "response_length_max": float(lengths.max()),
+        "truncated": float(batch.truncated.float().mean()),
+        "advantage_std": float(batch.advantages[batch.action_mask].std(correction=0)),
+        "weight_version": sum(s.weight_version for s in samples) / len(samples),
+    }
+    if batch.scores is not None:
+        metrics["score"] = float(batch.scores.mean())
+    parts = merge_metrics([s.metrics for s in samples])
+    return {**metrics, **{REWARD_PARTS + name: value for name, value in parts.items()}}

@@ -1,0 +1,165 @@
+"""The verbs of a run, as protocols: what the loops may ask of a model, wherever it lives.
+
+A *role* (actor, critic, reference, reward model, rollout) answers a verb with a ``Future``: in one process the work is
+done when the call returns, on a cluster it runs elsewhere meanwhile. ``gather`` waits for several and raises the first
+failure at once. A role that a run does not need is ``Absent`` and answers None.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from openrlhf.types import Batch, Metrics, Prompt, Sample
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One optimizer step: global gradient norm before clipping, learning rate that was used."""
+
+    grad_norm: float
+    lr: float
+
+
+class ForwardEngine(Protocol):
+    """A frozen model on this process's hardware."""
+
+    model: nn.Module
+    device: torch.device
+
+    def offload(self) -> None:
+        """Move what the device holds to host memory until ``onload``."""
+        ...
+
+    def onload(self) -> None: ...
+
+
+class TrainEngine(ForwardEngine, Protocol):
+    """One data-parallel rank of a model in training. ``save`` and ``full_weights`` are collective."""
+
+    rank: int
+    world: int
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate the gradient of ``loss``; the step sees the sum over ranks and micro-batches.
+
+        ``last`` marks the last micro-batch before ``step``. Every rank calls it equally often.
+        """
+        ...
+
+    def step(self) -> StepStats: ...
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor: ...
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face names and whole tensors, gathered when they are sharded."""
+        ...
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """Write a Hugging Face folder."""
+        ...
+
+
+class Actor(Protocol):
+    def log_probs(self, batch: Batch) -> Future[Tensor]:
+        """(B, T) float32, on the CPU."""
+        ...
+
+    def update(self, batch: Batch, kl_coef: float) -> Future[Metrics]: ...
+
+    def save(self, folder: Path) -> Future[None]: ...
+
+
+class Critic(Protocol):
+    def values(self, batch: Batch) -> Future[Tensor | None]:
+        """(B, T) float32, on the CPU."""
+        ...
+
+    def update(self, batch: Batch) -> Future[Metrics | None]: ...
+
+    def save(self, folder: Path) -> Future[None]: ...
+
+
+class Reference(Protocol):
+    def log_probs(self, batch: Batch) -> Future[Tensor | None]: ...
+
+
+class RewardModel(Protocol):
+    def rewards(self, batch: Batch) -> Future[Tensor | None]:
+        """(B,) float32, on the CPU."""
+        ...
+
+
+class Rollout(Protocol):
+    def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
+        """``n_samples_per_prompt`` samples a prompt, next to each other, in the order of the prompts."""
+        ...
+
+    def sync(self, version: int) -> Future[None]:
+        """Bring the actor's weights into the engines."""
+        ...
+
+
+class Absent:
+    """A role the run does without: every verb answers None."""
+
+    def log_probs(self, batch: Batch) -> Future[None]:
+        return done(None)
+
+    def values(self, batch: Batch) -> Future[None]:
+        return done(None)
+
+    def rewards(self, batch: Batch) -> Future[None]:
+        return done(None)
+
+    def update(self, batch: Batch) -> Future[None]:
+        return done(None)
+
+    def save(self, folder: Path) -> Future[None]:
+        return done(None)
+
+
+@dataclass(frozen=True)
+class Roles:
+    rollout: Rollout
+    actor: Actor
+    critic: Critic
+    reference: Reference
+    reward: RewardModel
+
+
+def done(value: T) -> Future[T]:
+    """A future that already holds its value."""
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future
+
+
+def gather(*futures: Future[Any], deadline_s: float) -> list[Any]:
+    """The results, in order.
+
+    Raises the exception of the first future that fails as soon as it fails, and TimeoutError after ``deadline_s``.
+    """
+    finished, waiting = concurrent.futures.wait(
+        futures, timeout=deadline_s, return_when=concurrent.futures.FIRST_EXCEPTION
+    )
+    for future in finished:
+        if (failure := future.exception(timeout=0)) is not None:
+            raise failure
+    if waiting:
+        raise TimeoutError(f"{len(waiting)} of {len(futures)} calls did not answer within {deadline_s:.0f} s")
+    return [future.result(timeout=0) for future in futures]
+
+
+def in_process(verb: Callable[..., T]) -> Callable[..., Future[T]]:
+    """A verb that runs here and now; its exceptions rise where they happen, so a debugger stops there."""
+    return lambda *args: done(verb(*args))

@@ -1,0 +1,66 @@
+"""Epochs × mini-batches × micro-batches: everything that learns goes through here, and nothing else calls backward.
+
+An objective returns one loss per weighted element and never reduces. ``loss_weights`` sum to 1 over the mini-batch on
+all ranks and are fixed before the first forward, so micro-batch size, packing and the number of ranks cannot change
+the gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openrlhf.algorithms.masked import token_mean_weights
+from openrlhf.objectives.loss import Objective
+from openrlhf.training.roles import TrainEngine
+from openrlhf.types import Batch, Metrics, merge_metrics
+
+
+def weighted_sum(elements: Tensor, weights: Tensor) -> Tensor:
+    """Σ element · weight over the elements that have weight; the others may hold anything, NaN too."""
+    return torch.where(weights != 0, elements * weights, 0.0).sum()
+
+
+def token_mean(batch: Batch, engine: TrainEngine) -> Tensor:
+    """Weights (B, T) of the mean over every action token of the mini-batch on all ranks."""
+    total = engine.sum_over_ranks(batch.action_mask.sum().float().to(engine.device)).to(batch.action_mask.device)
+    return token_mean_weights(batch.action_mask, total)
+
+
+def optimizer_step(engine: TrainEngine, rows: Batch, objective: Objective, micro_batch_size: int) -> Metrics:
+    """One optimizer step on this rank's rows of a mini-batch. Returns the metrics of the whole mini-batch."""
+    rows = rows.fill(loss_weights=token_mean(rows, engine))
+    micro_batches = rows.micro_batches(micro_batch_size)
+    totals: dict[str, Tensor] = {}
+    engine.model.train()
+    for i, micro_batch in enumerate(micro_batches):
+        micro_batch = micro_batch.to(engine.device)
+        loss = objective(engine.model, micro_batch)
+        weights = micro_batch.loss_weights
+        assert weights is not None
+        total = weighted_sum(loss.elements, weights)
+        engine.backward(total, last=i == len(micro_batches) - 1)
+        for name, elements in {"loss": loss.elements.detach(), **loss.metrics}.items():
+            part = weighted_sum(elements.float(), weights)
+            totals[name] = totals[name] + part if name in totals else part
+    stats = engine.step()
+    # One reduction for all metrics; no host synchronisation inside the micro-batches.
+    sums = engine.sum_over_ranks(torch.stack(list(totals.values()))).tolist()
+    return {**dict(zip(totals, sums, strict=True)), "grad_norm": stats.grad_norm, "lr": stats.lr}
+
+
+def update(
+    engine: TrainEngine, rows: Batch, objective: Objective, train_batch_size: int, micro_batch_size: int, epochs: int
+) -> Metrics:
+    """All optimizer steps on a rollout batch; ``rows`` are this rank's, mini-batch after mini-batch.
+
+    ``train_batch_size`` counts rows on all ranks. Returns the mean of each metric over the steps.
+    """
+    local = train_batch_size // engine.world
+    starts = range(0, len(rows), local)
+    steps = [
+        optimizer_step(engine, rows.select(slice(start, start + local)), objective, micro_batch_size)
+        for _ in range(epochs)
+        for start in starts
+    ]
+    return merge_metrics(steps)

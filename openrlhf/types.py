@@ -1,0 +1,151 @@
+"""The vocabulary: Prompt → Sample → Batch.
+
+One index. Every per-token tensor has the shape of ``tokens`` and entry ``t`` speaks of token ``t``:
+``log_probs[b, t]`` is log π(token t | tokens before t), ``values[b, t]`` is the value of the state in which token t
+was chosen, ``action_mask[b, t]`` says that the policy chose token t (false on prompt, tool output and padding).
+The shift by one happens once, inside ``openrlhf.models``; nobody else slices ``[:, :-1]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question for the policy. ``id`` is unique in a run and names the group of its samples."""
+
+    id: int
+    text: str
+    tokens: list[int]
+    label: str = ""
+    source: str = "default"
+
+
+@dataclass
+class Sample:
+    """One trajectory, ragged, on the CPU.
+
+    ``reward`` trains, ``score`` (0–1) filters and evaluates. ``rollout_log_probs`` are the engine's own, under the
+    sampling temperature; entries outside ``action_mask`` are 0.
+    """
+
+    tokens: Tensor  # [T] int64
+    action_mask: Tensor  # [T] bool
+    rollout_log_probs: Tensor | None = None  # [T] float32
+    group: int = 0
+    prompt: str = ""
+    label: str = ""
+    source: str = "default"
+    reward: float | None = None
+    score: float | None = None
+    truncated: bool = False
+    weight_version: int = 0
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows; the same object from SFT to PPO. Fields that do not apply are None.
+
+    For supervised data ``action_mask`` marks the tokens that carry loss. Rows are independent: any selection of rows
+    is a batch again.
+    """
+
+    tokens: Tensor  # (B, T) int64
+    attention_mask: Tensor  # (B, T) bool
+    action_mask: Tensor  # (B, T) bool
+    groups: Tensor | None = None  # (B,) int64
+    rewards: Tensor | None = None  # (B,) float32, outcome rewards
+    scores: Tensor | None = None  # (B,) float32
+    truncated: Tensor | None = None  # (B,) bool
+    rollout_log_probs: Tensor | None = None  # (B, T) float32, by the engine
+    old_log_probs: Tensor | None = None  # (B, T) float32, by the actor before the update
+    ref_log_probs: Tensor | None = None  # (B, T) float32
+    values: Tensor | None = None  # (B, T) float32, by the critic before the update
+    advantages: Tensor | None = None  # (B, T) float32
+    returns: Tensor | None = None  # (B, T) float32
+    loss_weights: Tensor | None = None  # shape of the loss; sums to 1 over the mini-batch on all ranks
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64: attended tokens of each row."""
+        return self.attention_mask.sum(dim=1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are present, by name."""
+        present = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in present.items() if value is not None}
+
+    def fill(self, **new: Tensor | None) -> Batch:
+        """A copy with these fields set."""
+        return replace(self, **new)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(**{name: value.to(device) for name, value in self.tensors().items()})
+
+    def select(self, rows: Tensor | Sequence[int] | slice) -> Batch:
+        """These rows, in this order, with the padding that none of them needs cut off."""
+        index = rows if isinstance(rows, slice) else torch.as_tensor(rows, device=self.tokens.device)
+        chosen = {name: value[index] for name, value in self.tensors().items()}
+        longest = int(chosen["attention_mask"].sum(dim=1).max()) if chosen["attention_mask"].numel() else 0
+        return Batch(**{name: v[:, :longest] if v.dim() == 2 else v for name, v in chosen.items()})
+
+    def micro_batches(self, size: int) -> list[Batch]:
+        """Consecutive runs of at most ``size`` rows."""
+        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
+
+
+def pad_rows(rows: Sequence[Tensor], width: int, value: float | bool) -> Tensor:
+    """Ragged [T_i] rows → (B, width), padded on the right with ``value``."""
+    out = torch.full((len(rows), width), value, dtype=rows[0].dtype)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def collate(samples: Sequence[Sample], pad_token_id: int) -> Batch:
+    """Samples → Batch, in the same order. Optional fields appear when every sample has them.
+
+    Raises ValueError for an empty list.
+    """
+    if not samples:
+        raise ValueError("collate: no samples to make a batch of")
+    width = max(len(s.tokens) for s in samples)
+    log_probs = [s.rollout_log_probs for s in samples if s.rollout_log_probs is not None]
+    complete = len(log_probs) == len(samples)
+    return Batch(
+        tokens=pad_rows([s.tokens for s in samples], width, pad_token_id),
+        attention_mask=pad_rows([torch.ones(len(s.tokens), dtype=torch.bool) for s in samples], width, False),
+        action_mask=pad_rows([s.action_mask for s in samples], width, False),
+        groups=torch.tensor([s.group for s in samples]),
+        rewards=_column(s.reward for s in samples),
+        scores=_column(s.score for s in samples),
+        truncated=torch.tensor([s.truncated for s in samples]),
+        rollout_log_probs=pad_rows(log_probs, width, 0.0) if complete else None,
+    )
+
+
+def _column(values: Iterable[float | None]) -> Tensor | None:
+    column = list(values)
+    return None if any(v is None for v in column) else torch.tensor(column, dtype=torch.float32)
+
+
+def pad_columns(x: Tensor, width: int) -> Tensor:
+    """(B, T) → (B, width) with zeros on the right."""
+    return torch.nn.functional.pad(x, (0, width - x.shape[1]))
+
+
+def merge_metrics(parts: Sequence[Mapping[str, float]]) -> Metrics:
+    """The mean of each key over the parts that have it."""
+    keys = dict.fromkeys(key for part in parts for key in part)
+    return {key: sum(p[key] for p in parts if key in p) / sum(key in p for p in parts) for key in keys}
