@@ -86,6 +86,10 @@ class Batch:
         present = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in present.items() if value is not None}
 
+    def inputs(self) -> Batch:
+        """What a forward needs: tokens and masks alone."""
+        return Batch(self.tokens, self.attention_mask, self.action_mask)
+
     def fill(self, **new: Tensor | None) -> Batch:
         """A copy with these fields set."""
         return replace(self, **new)
@@ -99,6 +103,15 @@ class Batch:
         chosen = {name: value[index] for name, value in self.tensors().items()}
         longest = int(chosen["attention_mask"].sum(dim=1).max()) if chosen["attention_mask"].numel() else 0
         return Batch(**{name: v[:, :longest] if v.dim() == 2 else v for name, v in chosen.items()})
+
+    def with_fillers(self, multiple: int) -> Batch:
+        """Rows without any action token added at the end until the number of rows is a multiple of ``multiple``."""
+        missing = -len(self) % multiple
+        if missing == 0:
+            return self
+        rows = self.select([*range(len(self)), *[0] * missing])
+        keep = torch.arange(len(rows)) < len(self)
+        return rows.fill(action_mask=rows.action_mask & keep[:, None].to(rows.action_mask.device))
 
     def micro_batches(self, size: int) -> list[Batch]:
         """Consecutive runs of at most ``size`` rows."""

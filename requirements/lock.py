@@ -61,7 +61,7 @@ def main() -> None:
         try:
             pinned = closure(wanted(source))
         except PackageNotFoundError as missing:
-            raise SystemExit(f"{source.name}: {missing.name} is not installed; run `make test` or pip install it first")
+            raise SystemExit(f"{source.name}: {missing.name} is not installed; run `make test` first") from None
         lines = [f"{name}=={version}\n" for name, version in sorted(pinned.items(), key=lambda item: item[0].lower())]
         header = f"# Written by `make lock` from {source.name}. Linux, Python 3.11.\n"
         source.with_suffix(".lock").write_text(header + "".join(lines))

@@ -15,6 +15,7 @@ import json
 import math
 import pickle
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.reduction import ForkingPickler
@@ -30,6 +31,7 @@ SyncBackend = Literal["gloo", "nccl", "ipc"]
 Bucket = list[tuple[str, Tensor]]
 
 BUCKET_BYTES = 256 * 1024 * 1024
+ALL = b"all"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class WeightSender:
         Tensors are copied one at a time, so an iterator may free each before it yields the next.
 
         Raises:
-            RuntimeError: the group is not connected, or spent by an earlier error.
+            RuntimeError: the group is not connected, or spent by an earlier error; or an engine could not load the weights.
             TimeoutError: an engine did not take a bucket, or did not finish, within the group's timeout.
         """
         if self._channel is None:
@@ -116,7 +118,10 @@ class WeightSender:
             self._tell(f"{sync}/{count}", {"version": version, "error": f"{type(error).__name__}: {error}"})
             raise
         self._tell(f"{sync}/{count}", {"version": version})
-        _await(self._store, f"{sync}/loaded", self.group.timeout, "The trainer waited for the engines to load the weights")
+        who = "The trainer waited for the engines to load the weights"
+        verdict = _await(self._store, f"{sync}/loaded", self.group.timeout, who)
+        if verdict != ALL:
+            raise RuntimeError(f"Weight version {version} was not loaded. {verdict.decode()}")
         if self._hosting:
             for index in range(count):
                 self._store.delete_key(f"{sync}/{index}")
@@ -173,6 +178,13 @@ class WeightReceiver:
     def acknowledge(self) -> None:
         """Tell the trainer that this worker runs with the weights just received."""
         _arrive(self._store, f"sync{self._syncs - 1}/loaded", self._group.workers)
+
+    def refuse(self, rest: Iterator[Bucket], error: Exception) -> None:
+        """Tell the trainer that the weights just received were not loaded, after taking the rest of them off its hands."""
+        with suppress(RuntimeError, TimeoutError, ConnectionError):  # the trainer's own failure is known already
+            for _ in rest:
+                pass
+            self._store.set(f"sync{self._syncs - 1}/loaded", f"{self._me}: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         self._channel.close()
@@ -320,4 +332,4 @@ def _await(store: dist.Store, key: str, timeout: timedelta, who: str) -> bytes:
 def _arrive(store: dist.Store, key: str, expected: int) -> None:
     """Count to ``expected``; the last to arrive sets ``key``, which the others' `_await` waits for."""
     if store.add(f"{key}/count", 1) == expected:
-        store.set(key, "all")
+        store.set(key, ALL.decode())

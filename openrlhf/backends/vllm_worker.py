@@ -32,7 +32,12 @@ class WeightWorker:
         self.weight_receiver = WeightReceiver(TransferGroup(**group), first_worker + self.rank, self.device)
 
     def receive_sent_weights(self, version: int) -> None:
-        replace_weights(self.model_runner.get_model(), self.vllm_config, self.device, self.weight_receiver.receive(version))
+        buckets = self.weight_receiver.receive(version)
+        try:
+            replace_weights(self.model_runner.get_model(), self.vllm_config, self.device, buckets)
+        except Exception as error:
+            self.weight_receiver.refuse(buckets, error)
+            raise
         self.weight_receiver.acknowledge()
 
     def take_weights(self, weights: list[tuple[str, Tensor]]) -> None:

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning: `openrlhf sft`, `python -m openrlhf.cli.train_sft`, or under `deepspeed --module` / `torchrun -m`."""
+"""Supervised fine-tuning: ``openrlhf sft``, ``python -m openrlhf.cli.train_sft``, or the module under
+``deepspeed --module`` and ``torchrun -m``."""
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -15,17 +15,55 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(config: SFTConfig) -> None:
-    from openrlhf.cli.data import evaluation_rows, training_rows
-    from openrlhf.cli.engine import train_engine
+    """Rows → samples → ``fit`` → a Hugging Face folder at ``--save_path``."""
+    from openrlhf.backends.choose import choose_train_engine
+    from openrlhf.cli.seed import seed_everything
+    from openrlhf.data.load import load_rows
     from openrlhf.data.sft import sft_samples
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.objectives.language import sft_loss
     from openrlhf.training.fit import fit, total_steps
     from openrlhf.training.log import RunLog
+    from openrlhf.types import Sample
 
-    tokenizer = load_tokenizer(config.model.pretrain, config.model)
-    samples, report = sft_samples(training_rows(config), tokenizer, config.data, config.dataset)
-    ...
+    seed_everything(config.train)
+    data, dataset, model = config.data, config.dataset, config.model
+    tokenizer = load_tokenizer(model.pretrain, model)
+
+    def read(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
+        rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag)
+        samples, report = sft_samples(rows, tokenizer, data, dataset)
+        if report.dropped or report.shortened:
+            print(f"{flag}: {report.line()}")
+        return samples
+
+    samples = read(dataset.dataset, dataset.dataset_split, dataset.dataset_probs, "--dataset")
+    evaluation = read(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
+
+    steps = total_steps(len(samples), config.train)
+    engine = choose_train_engine(
+        lambda: load_causal_lm(model.pretrain, model),
+        model,
+        config.optim,
+        config.train,
+        config.deepspeed,
+        config.fit.learning_rate,
+        steps,
+    )
+    folder = Path(config.checkpoint.save_path)
+    first = engine.rank == 0
+    if first:
+        write_yaml(config, folder / "run_config.yaml")
+    log = RunLog(folder, config.log, flat(config), writes=first)
+    log.start(steps, "sft")
+    objective = partial(sft_loss, packed=model.packing_samples)
+    try:
+        fit(engine, objective, samples, evaluation, config.train, config.log, log, tokenizer.pad_token_id)
+    finally:
+        log.close()
+    engine.save(folder, tokenizer)
+    if first:
+        print(f"saved the model to {folder}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from openrlhf.config.groups import LogConfig, TrainConfig
-from openrlhf.data.sampler import epoch_order, shard
+from openrlhf.data.sampler import batches
 from openrlhf.objectives.loss import Objective
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.roles import TrainEngine
@@ -39,20 +39,15 @@ def fit(
     def evaluate() -> Metrics:
         return {"eval_loss": mean_loss(engine, objective, evaluation, train, pad_token_id)} if evaluation else {}
 
-    step = 0
-    for epoch in range(train.max_epochs):
-        order = epoch_order(len(samples), train.seed, epoch)
-        for start in range(0, len(order), train.train_batch_size):
-            chosen = order[start : start + train.train_batch_size]
-            phases = Phases()
-            rows = rank_rows([samples[i] for i in chosen], engine, pad_token_id)
-            tokens = sum(len(samples[i].tokens) for i in chosen)
-            metrics = optimizer_step(engine, rows, objective, train.micro_train_batch_size)
-            timing = phases.metrics(tokens)
-            step += 1
-            last = start + train.train_batch_size >= len(order)
-            due = last if log_config.eval_steps < 0 else step % log_config.eval_steps == 0
-            log.step(step, {"epoch": float(epoch), **metrics, **timing, **(evaluate() if due else {})})
+    order = batches(len(samples), train.train_batch_size, train.seed, train.max_epochs)
+    for step, (chosen, cursor) in enumerate(order, start=1):
+        phases = Phases()
+        rows = rank_rows([samples[i] for i in chosen], engine, pad_token_id)
+        metrics = optimizer_step(engine, rows, objective, train.micro_train_batch_size)
+        metrics |= phases.metrics(tokens=sum(len(samples[i].tokens) for i in chosen))
+        epoch_ends = cursor.consumed == 0
+        due = epoch_ends if log_config.eval_steps < 0 else step % log_config.eval_steps == 0
+        log.step(step, {"epoch": cursor.epoch - epoch_ends, **metrics, **(evaluate() if due else {})})
 
 
 def rank_rows(samples: Sequence[Sample], engine: TrainEngine, pad_token_id: int) -> Batch:
@@ -61,10 +56,8 @@ def rank_rows(samples: Sequence[Sample], engine: TrainEngine, pad_token_id: int)
     Where the rows do not divide, a rank gets a row without loss in place of the missing one: sharded models need the
     same number of forwards on every rank.
     """
-    mine = [samples[i] for i in shard(list(range(len(samples))), engine.rank, engine.world)]
-    missing = math.ceil(len(samples) / engine.world) - len(mine)
-    filler = Sample(tokens=samples[0].tokens, action_mask=torch.zeros_like(samples[0].action_mask))
-    return collate([*mine, *[filler] * missing], pad_token_id)
+    every = collate(samples, pad_token_id).with_fillers(engine.world)
+    return every.select(slice(engine.rank, None, engine.world))
 
 
 @torch.no_grad()

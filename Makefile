@@ -1,0 +1,63 @@
+# make demo     train a tiny model with PPO on this machine's CPU, in one process
+# make check    linters, types and the fast tests (under two minutes once installed)
+# make test     the whole suite with the real Ray, vLLM and DeepSpeed on the CPU
+# make cluster  install what `.venv/bin/openrlhf demo --cluster` needs on a machine without a GPU
+# make lock     write requirements/*.lock from the versions in .venv (see requirements/lock.py)
+#
+# Everything lives in .venv; a lock file is installed once and again when it changes.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+# The one place for the environment of demos and tests. One thread a process: several spinning thread pools on a few
+# cores are many times slower. TORCH_COMPILE_DISABLE removes a long stall at vLLM's first request, the engine stays in
+# its own process, and compiled extensions are kept beside the packages that they were compiled for.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+export TORCH_COMPILE_DISABLE ?= 1
+export DS_ACCELERATOR ?= cpu
+export VLLM_ENABLE_V1_MULTIPROCESSING ?= 0
+export VLLM_CPU_KVCACHE_SPACE ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export WANDB_MODE ?= offline
+export MPLBACKEND ?= agg
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo check test cluster lock
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.base
+	$(BIN)/openrlhf demo
+
+check: $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow and not cluster and not gpu" $(PYTEST_ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/pytest -m "not gpu" $(PYTEST_ARGS)
+
+cluster: $(VENV)/.cluster
+
+lock: $(BIN)/python
+	$(BIN)/python requirements/lock.py
+
+# torch comes first and with its own dependencies: the index of this machine decides between a CPU and a CUDA build.
+# The rest is a complete list already, so pip has nothing to resolve.
+$(VENV)/.%: requirements/%.lock pyproject.toml | $(BIN)/python
+	@echo "installing requirements/$*.lock into $(VENV) (the first time takes minutes)"
+	$(PIP) install --constraint $< $(shell grep '^torch==' requirements/base.lock)
+	$(PIP) install --no-deps --requirement $<
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)

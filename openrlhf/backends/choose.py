@@ -1,0 +1,37 @@
+"""Which backend trains a model outside Ray: DeepSpeed under a launcher, plain torch in a single process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from openrlhf.backends.local import LocalTrain
+from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
+from openrlhf.config.rules import needs_deepspeed
+from openrlhf.training.roles import TrainEngine
+
+
+def choose_train_engine(
+    build: Callable[[], nn.Module],
+    model: ModelConfig,
+    optim: OptimConfig,
+    train: TrainConfig,
+    sharding: DeepSpeedConfig,
+    learning_rate: float,
+    total_steps: int,
+) -> TrainEngine:
+    """Raises ValueError in a single process when a flag is set that only DeepSpeed can serve."""
+    if "WORLD_SIZE" in os.environ:  # set by `deepspeed --module` and `torchrun -m`
+        from openrlhf.backends.deepspeed import DeepSpeedTrain
+
+        return DeepSpeedTrain(build, model, optim, train, sharding, learning_rate, total_steps)
+    if flags := needs_deepspeed(sharding):
+        raise ValueError(
+            f"{', '.join(flags)} needs DeepSpeed: start with `deepspeed --module openrlhf.cli.train_sft` "
+            "(or torchrun -m) instead of python"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return LocalTrain(build().to(device), optim, learning_rate, total_steps, model.bf16)

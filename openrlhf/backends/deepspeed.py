@@ -1,0 +1,219 @@
+"""DeepSpeed as the training backend: ZeRO stages 0 to 3 behind ``TrainEngine``, and frozen models behind
+``ForwardEngine``.
+
+One process is one data-parallel rank. Everything that forwards, trains or gathers is collective at stage 3: every
+rank must do the same number of forwards, backwards and steps, and call ``full_weights`` and ``save`` together. The
+loops give every rank the same number of micro-batches; an engine cannot check it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from packaging.version import Version
+from torch import Tensor, nn
+
+try:
+    import deepspeed
+except ImportError as error:
+    raise ImportError('DeepSpeed is not installed: pip install "openrlhf[deepspeed]"') from error
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+from openrlhf.backends import deepspeed_states
+from openrlhf.backends.deepspeed_config import clips_by_hand, frozen_config, train_config
+from openrlhf.backends.local import lr_schedule
+from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
+from openrlhf.training.roles import StepStats
+
+OLDEST = "0.16.4"
+GATHER_BYTES = 512 * 2**20  # a bucket of whole weights that stage 3 puts together at a time
+
+
+def check_version(installed: str) -> None:
+    """Raise ImportError when this DeepSpeed is older than the oldest we know to work."""
+    if Version(installed) < Version(OLDEST):
+        raise ImportError(f'DeepSpeed {installed} is too old, {OLDEST} is needed: pip install "openrlhf[deepspeed]"')
+
+
+check_version(deepspeed.__version__)
+
+
+def init_distributed(timeout: timedelta = timedelta(minutes=60)) -> torch.device:
+    """Join the process group and return this rank's device.
+
+    Under ``torchrun``, ``deepspeed`` or a cluster worker the environment says who we are (RANK, WORLD_SIZE,
+    LOCAL_RANK, MASTER_ADDR, MASTER_PORT); a plain ``python -m`` becomes a group of one without opening a port.
+    Collectives that wait longer than ``timeout`` fail.
+    """
+    # Before the backend starts: otherwise a shared-memory op is compiled for a minute on CPU machines.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, **alone)
+    deepspeed.init_distributed(verbose=False)
+    return torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+
+
+class DeepSpeedForward:
+    """A frozen model: partitioned at stage 3, whole on every rank otherwise."""
+
+    def __init__(self, build: Callable[[], nn.Module], model: ModelConfig, zero_stage: int, offload: bool) -> None:
+        """``build`` loads the model; at stage 3 it runs where Transformers partitions weights as they are loaded.
+
+        ``offload`` keeps the weights in host memory and brings them to the device layer by layer.
+        """
+        self.device = init_distributed()
+        config = frozen_config(model.bf16, zero_stage, offload)
+        with partitioned_load(config):
+            module = build().eval().requires_grad_(False)
+        self.model, *_ = deepspeed.initialize(model=module, config=config)
+        self.model.eval()
+        self._asleep: list[deepspeed_states.HostCopy] = []
+
+    def offload(self) -> None:
+        if not self._asleep:
+            self._asleep = deepspeed_states.offload(self.model, self.device)
+
+    def onload(self) -> None:
+        deepspeed_states.onload(self._asleep, self.device)
+        self._asleep = []
+
+
+class DeepSpeedTrain:
+    """One data-parallel rank of a model in training: AdamW, clipping by global norm, a learning-rate schedule."""
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        model: ModelConfig,
+        optim: OptimConfig,
+        train: TrainConfig,
+        sharding: DeepSpeedConfig,
+        learning_rate: float,
+        total_steps: int,
+    ) -> None:
+        """``build`` loads the model; at stage 3 it runs where Transformers partitions weights as they are loaded.
+
+        Raises ValueError for flags that the ZeRO stage has not.
+        """
+        self.device = init_distributed()
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.max_norm = optim.max_norm
+        self._clips = clips_by_hand(model, sharding)
+        config = train_config(model, optim, train, sharding)
+        with partitioned_load(config):
+            module = build()
+        beta1, beta2 = optim.adam_betas
+        self.model, *_ = deepspeed.initialize(
+            model=module,
+            config=config,
+            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            optimizer=partial(
+                torch.optim.AdamW, lr=learning_rate, betas=(beta1, beta2), weight_decay=optim.l2, fused=True
+            ),
+            lr_scheduler=partial(lr_schedule, optim=optim, peak=learning_rate, total_steps=total_steps),
+        )
+        self._asleep: list[deepspeed_states.HostCopy] = []
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate the gradient of ``loss``; the step sees the sum over ranks and micro-batches.
+
+        Stages 0 and 1 reduce over ranks at the ``last`` micro-batch only, stages 2 and 3 at each one.
+        """
+        self.model.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; the weights in the loss already sum to 1 over all of them.
+        self.model.backward(loss * self.world, scale_wrt_gas=False)
+
+    def step(self) -> StepStats:
+        """Clip, update, advance the schedule. A gradient that is not finite is reported as norm NaN."""
+        lr = self.model.get_lr()[0]
+        norm = self._clip() if self._clips else None
+        self.model.step()
+        norm = self.model.get_global_grad_norm() if norm is None else norm
+        return StepStats(_finite_or_nan(float(norm)), lr)
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """The sum of ``x`` over the data-parallel ranks; ``x`` lies on ``device`` and is left alone."""
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face names and whole tensors, tied ones once. Collective: every rank exhausts it.
+
+        At stage 3 a tensor is whole only until the next one is asked for: copy what must last.
+        """
+        for bucket in _buckets(hf_tensors(self.model.module)):
+            with _gathered([tensor for _, tensor in bucket]):
+                yield from ((name, tensor.detach()) for name, tensor in bucket)
+
+    def offload(self) -> None:
+        """Weights, master weights and optimizer moments to host memory until ``onload``."""
+        if not self._asleep:
+            self._asleep = deepspeed_states.offload(self.model, self.device)
+
+    def onload(self) -> None:
+        deepspeed_states.onload(self._asleep, self.device)
+        self._asleep = []
+
+    def _clip(self) -> Tensor:
+        parameters = [p for p in self.model.module.parameters() if p.requires_grad]
+        return nn.utils.clip_grad_norm_(parameters, self.max_norm if self.max_norm > 0 else math.inf)
+
+
+@contextmanager
+def partitioned_load(config: dict[str, Any]) -> Iterator[None]:
+    """At stage 3, ``from_pretrained`` inside partitions each weight as it is loaded, so no rank holds the model.
+
+    Transformers looks the configuration up in a global of its own; it is unset afterwards, so that a frozen model with
+    another stage can be loaded in the same process.
+    """
+    if config["zero_optimization"]["stage"] != 3:
+        yield
+        return
+    alive = HfDeepSpeedConfig(config)  # Transformers holds it by a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del alive
+
+
+def _buckets(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Runs of tensors of at most ``GATHER_BYTES`` when whole, at least one each."""
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        elements = tensor.ds_numel if is_zero_param(tensor) else tensor.numel()
+        grown = size + elements * tensor.element_size()
+        if bucket and grown > GATHER_BYTES:
+            yield bucket
+            bucket, grown = [], grown - size
+        bucket.append((name, tensor))
+        size = grown
+    if bucket:
+        yield bucket
+
+
+def _gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
+    sharded = [tensor for tensor in tensors if is_zero_param(tensor)]
+    return deepspeed.zero.GatheredParameters(sharded) if sharded else nullcontext()
+
+
+def _finite_or_nan(norm: float) -> float:
+    """DeepSpeed reports a norm that is not finite as −1."""
+    return norm if norm >= 0 and math.isfinite(norm) else math.nan

@@ -1,0 +1,94 @@
+"""RL: ``openrlhf ppo`` or ``python -m openrlhf.cli.train_ppo_ray``, alone or inside ``ray job submit``.
+
+``--local`` runs it in this process, without Ray, DeepSpeed and vLLM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openrlhf.config.commands import PPOConfig
+from openrlhf.config.parse import flat, parse, write_yaml
+
+if TYPE_CHECKING:
+    from openrlhf.training.roles import Roles
+    from openrlhf.types import Prompt
+
+DEADLINE_S = 3600.0  # of one phase: a rollout, an update, a sync
+
+
+def main(argv: list[str] | None = None) -> None:
+    run(parse(PPOConfig, argv))
+
+
+def run(config: PPOConfig) -> None:
+    """Prompts → the RL loop → a Hugging Face folder at ``--save_path``."""
+    from openrlhf.cli.seed import seed_everything
+    from openrlhf.data.load import load_rows
+    from openrlhf.data.prompts import load_prompts
+    from openrlhf.models.load import load_tokenizer
+    from openrlhf.training.log import RunLog
+    from openrlhf.training.ppo import train
+    from openrlhf.training.roles import gather
+
+    seed_everything(config.train)
+    sources = config.prompts
+    tokenizer = load_tokenizer(config.model.pretrain, config.model)
+    rows = load_rows(
+        sources.prompt_data, sources.prompt_split, sources.prompt_data_probs, config.data.max_samples,
+        config.train.seed, "--prompt_data",
+    )  # fmt: skip
+    prompts = load_prompts(rows, tokenizer, config.data, sources)
+    rollouts = math.ceil(len(prompts) * config.rollout.num_episodes / config.rollout.rollout_batch_size)
+
+    folder = Path(config.checkpoint.save_path)
+    write_yaml(config, folder / "run_config.yaml")
+    log = RunLog(folder, config.log, flat(config))
+    try:
+        with start_roles(config, tokenizer, optimizer_steps(config, rollouts)) as roles:
+            log.start(rollouts, "rl")
+            train(config, roles, prompt_batches(prompts, config), log, tokenizer.pad_token_id, DEADLINE_S)
+            saves = [roles.actor.save(folder)]
+            if config.reward.save_value_network:
+                saves.append(roles.critic.save(folder.with_name(folder.name + "_critic")))
+            gather(*saves, deadline_s=DEADLINE_S)
+    finally:
+        log.close()
+    print(f"saved the model to {folder}")
+
+
+def start_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> AbstractContextManager[Roles]:
+    """The only place where one process and a cluster differ."""
+    if config.placement.local:
+        from openrlhf.backends.local_roles import local_roles
+
+        return nullcontext(local_roles(config, tokenizer, total_steps))
+    from openrlhf.cluster.roles import cluster_roles
+
+    return cluster_roles(config, tokenizer, total_steps, DEADLINE_S)
+
+
+def prompt_batches(prompts: list[Prompt], config: PPOConfig) -> Iterator[list[Prompt]]:
+    """``rollout_batch_size`` prompts at a time, each once an episode; a batch may reach into the next episode."""
+    from openrlhf.data.sampler import batches
+
+    rollout = config.rollout
+    order = batches(
+        len(prompts), rollout.rollout_batch_size, config.train.seed, rollout.num_episodes, across_epochs=True
+    )
+    for chosen, _ in order:
+        yield [prompts[i] for i in chosen]
+
+
+def optimizer_steps(config: PPOConfig, rollouts: int) -> int:
+    """Length of the learning-rate schedule."""
+    samples = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
+    return rollouts * config.train.max_epochs * math.ceil(samples / config.train.train_batch_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Calls into Ray actors that always come back: with the answers, with the first failure, or at the deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+
+class RoleError(RuntimeError):
+    """A worker or engine failed; the message says which, the cause is its own exception."""
+
+
+def await_all(refs: Sequence[ray.ObjectRef], names: Sequence[str], verb: str, deadline_s: float) -> list[Any]:
+    """The results, in order.
+
+    Raises RoleError as soon as one call fails, however long the others would still take (a rank that waits in a
+    collective for a dead one never answers), and TimeoutError that names who has not answered.
+    """
+    until = time.monotonic() + deadline_s
+    name_of = dict(zip(refs, names, strict=True))
+    waiting = list(refs)
+    results: dict[ray.ObjectRef, Any] = {}
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, until - time.monotonic()))
+        if not ready:
+            late = ", ".join(name_of[ref] for ref in waiting)
+            raise TimeoutError(f"{late} did not answer {verb} within {deadline_s:.0f} s")
+        results[ready[0]] = _result(ready[0], name_of[ready[0]], verb)
+    return [results[ref] for ref in refs]
+
+
+def _result(ref: ray.ObjectRef, name: str, verb: str) -> Any:
+    try:
+        return ray.get(ref, timeout=60)
+    except RayTaskError as error:
+        cause = error.cause
+        raise RoleError(f"{name} failed in {verb}: {type(cause).__name__}: {cause}") from error
+    except RayActorError as error:
+        raise RoleError(f"{name} died in {verb}: {error}") from error

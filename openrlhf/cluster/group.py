@@ -1,0 +1,109 @@
+"""A role made of many workers: cut the batch, call every rank, put the answers together.
+
+Each call runs in a thread of its own as *take the lock of the devices → wake → run → sleep*, so roles that share
+devices queue up by themselves and roles that do not run at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from openrlhf.cluster.calls import await_all
+from openrlhf.types import Batch, Metrics
+
+
+class Group:
+    """The workers of one role. Verbs return futures."""
+
+    def __init__(
+        self,
+        role: str,
+        workers: Sequence[Any],
+        lock: threading.RLock,
+        sleeps: bool,
+        executor: ThreadPoolExecutor,
+        deadline_s: float,
+    ) -> None:
+        self.role = role
+        self.workers = list(workers)
+        self.names = [f"{role} worker {i} of {len(workers)}" for i in range(len(workers))]
+        self.lock = lock
+        self.sleeps = sleeps
+        self.executor = executor
+        self.deadline_s = deadline_s
+
+    def submit(self, verb: str, *args: Any) -> Future[list[Any]]:
+        """Every worker runs ``verb`` with the same arguments; their answers in rank order."""
+        return self.executor.submit(self._awake_call, verb, [args] * len(self.workers))
+
+    def submit_rows(self, verb: str, batch: Batch) -> Future[Tensor]:
+        """Each worker gets its rows; the answers, a row each, come back in the order of the batch."""
+        return self.executor.submit(self._rows_call, verb, batch)
+
+    def submit_update(self, batch: Batch, *args: Any) -> Future[Metrics]:
+        """Each worker updates on its rows. The metrics are those of the whole batch on every rank: take the first's."""
+        return self.executor.submit(self._update_call, batch, args)
+
+    def call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Blocking, without the lock: the caller holds it or needs none."""
+        refs = [
+            getattr(worker, verb).remote(*args)  # a Ray actor's methods exist by name only
+            for worker, args in zip(self.workers, arguments, strict=True)
+        ]
+        return await_all(refs, self.names, verb, self.deadline_s)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Hold the devices, with this role's states on them. The same thread may hold them for two roles."""
+        nothing: list[tuple[Any, ...]] = [()] * len(self.workers)
+        with self.lock:
+            if self.sleeps:
+                self.call("onload", nothing)
+            yield
+            if self.sleeps:
+                self.call("offload", nothing)
+
+    def kill(self) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+
+    def _awake_call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        with self.awake():
+            return self.call(verb, arguments)
+
+    def _update_call(self, batch: Batch, args: tuple[Any, ...]) -> Metrics:
+        shards = shard(batch, len(self.workers))
+        return self._awake_call("update", [(rows, *args) for rows in shards])[0]
+
+    def _rows_call(self, verb: str, batch: Batch) -> Tensor:
+        shards = shard(batch, len(self.workers))
+        return merge(self._awake_call(verb, [(rows,) for rows in shards]), len(batch), batch.tokens.shape[1])
+
+
+def shard(batch: Batch, ranks: int) -> list[Batch]:
+    """Rank r gets the rows r, r + ranks, …: the mini-batches of all ranks are then those of one rank, cut.
+
+    Rows without loss fill up where the number does not divide: every rank has as many.
+    """
+    batch = batch.with_fillers(ranks)
+    return [batch.select(slice(rank, None, ranks)) for rank in range(ranks)]
+
+
+def merge(parts: Sequence[Tensor], rows: int, width: int) -> Tensor:
+    """Undo ``shard`` for (rows,) or (rows, T) answers; columns are padded with zeros to ``width``."""
+    every = sum(len(part) for part in parts)
+    out = torch.zeros((every,) if parts[0].dim() == 1 else (every, width), dtype=parts[0].dtype)
+    for rank, part in enumerate(parts):
+        if part.dim() == 1:
+            out[rank :: len(parts)] = part
+        else:
+            out[rank :: len(parts), : part.shape[1]] = part
+    return out[:rows]

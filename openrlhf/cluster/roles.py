@@ -1,0 +1,208 @@
+"""The roles of an RL run on Ray: the loop's verbs, answered by groups of workers and by vLLM engines."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from torch import Tensor
+
+from openrlhf.backends.vllm import request_seed
+from openrlhf.cluster.calls import await_all
+from openrlhf.cluster.group import Group
+from openrlhf.cluster.placement import plan
+from openrlhf.cluster.start import check_devices, connect, engine_dtype, has_gpus, start_engines, start_workers
+from openrlhf.cluster.weight_sync import WeightSync, sync_backend
+from openrlhf.config.commands import PPOConfig
+from openrlhf.rollout.collect import collect, sampling_params
+from openrlhf.rollout.engine import Completion, SamplingParams
+from openrlhf.rollout.rewards import load_reward_function
+from openrlhf.training.roles import Absent, Roles
+from openrlhf.types import Batch, Metrics, Prompt, Sample
+
+
+class ClusterActor:
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def log_probs(self, batch: Batch) -> Future[Tensor]:
+        return self.group.submit_rows("log_probs", batch.inputs())
+
+    def update(self, batch: Batch, kl_coef: float) -> Future[Metrics]:
+        return self.group.submit_update(batch, kl_coef)
+
+    def save(self, folder: Path) -> Future[Any]:
+        return self.group.submit("save", folder)
+
+
+class ClusterCritic:
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def values(self, batch: Batch) -> Future[Tensor]:
+        return self.group.submit_rows("values", batch.inputs())
+
+    def update(self, batch: Batch) -> Future[Metrics]:
+        return self.group.submit_update(batch)
+
+    def save(self, folder: Path) -> Future[Any]:
+        return self.group.submit("save", folder)
+
+
+class ClusterReference:
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def log_probs(self, batch: Batch) -> Future[Tensor]:
+        return self.group.submit_rows("log_probs", batch.inputs())
+
+
+class ClusterReward:
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def rewards(self, batch: Batch) -> Future[Tensor]:
+        return self.group.submit_rows("rewards", batch.inputs())
+
+
+class Engines:
+    """Several vLLM engines as one rollout engine: the prompts are divided evenly, in order."""
+
+    def __init__(self, engines: list[Any], deadline_s: float) -> None:
+        self.engines = engines
+        self.names = [f"vLLM engine {i} of {len(engines)}" for i in range(len(engines))]
+        self.deadline_s = deadline_s
+
+    def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+        # Seeds are numbered over all prompts, so the number of engines does not change what is sampled.
+        seeds = None if params.seed is None else [request_seed(params.seed, i) for i in range(len(prompts))]
+        cut = [round(i * len(prompts) / len(self.engines)) for i in range(len(self.engines) + 1)]
+        refs = [
+            engine.generate.remote(prompts[a:b], params, seeds and seeds[a:b])
+            for engine, a, b in zip(self.engines, cut, cut[1:], strict=False)
+        ]
+        parts = await_all(refs, self.names, "generate", self.deadline_s)
+        return [completion for part in parts for completion in part]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Slow: through the object store. Runs use ``WeightSync``."""
+        held = ray.put(list(weights))
+        refs = [engine.load_weights.remote(held, version) for engine in self.engines]
+        await_all(refs, self.names, "load_weights", self.deadline_s)
+
+    def sleep(self) -> None:
+        await_all([engine.sleep.remote() for engine in self.engines], self.names, "sleep", self.deadline_s)
+
+    def wake(self) -> None:
+        await_all([engine.wake.remote() for engine in self.engines], self.names, "wake", self.deadline_s)
+
+
+class ClusterRollout:
+    """Collects with the engines and syncs them; holds their devices meanwhile."""
+
+    def __init__(
+        self,
+        engines: Engines,
+        sync: WeightSync,
+        lock: threading.RLock,
+        sleeps: bool,
+        config: PPOConfig,
+        tokenizer: Any,
+        executor: ThreadPoolExecutor,
+    ) -> None:
+        self.engines = engines
+        self.weights = sync
+        self.lock = lock
+        self.sleeps = sleeps
+        self.config = config
+        self.tokenizer = tokenizer
+        self.executor = executor
+        file = config.reward.remote_rm_url
+        self.reward_function = load_reward_function(file) if file else None
+
+    def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
+        return self.executor.submit(self._collect, prompts, seed)
+
+    def sync(self, version: int) -> Future[None]:
+        return self.executor.submit(self._sync, version)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        with self.lock:
+            if self.sleeps:
+                self.engines.wake()
+            yield
+            if self.sleeps:
+                self.engines.sleep()
+
+    def _collect(self, prompts: list[Prompt], seed: int) -> list[Sample]:
+        rollout = self.config.rollout
+        params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
+        with self.awake():
+            return collect(
+                prompts, self.engines, params, rollout.n_samples_per_prompt, self.tokenizer, self.reward_function
+            )
+
+    def _sync(self, version: int) -> None:
+        with self.awake(), self.weights.actor.awake():
+            self.weights.send(version)
+
+
+@contextmanager
+def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_s: float) -> Iterator[Roles]:
+    """Start every worker and engine, yield the roles, and end what was started, whatever happened."""
+    started_here = connect()
+    placement = plan(config)
+    gpus = has_gpus()
+    check_devices(placement)
+    executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="role")
+    handles: list[Any] = []
+    try:
+        groups: dict[str, Group] = {}
+        locks = {pool.name: threading.RLock() for pool in placement.pools}
+        for pool in placement.pools:
+            for role, workers in start_workers(pool, config, gpus, deadline_s).items():
+                handles += workers
+                groups[role] = Group(role, workers, locks[pool.name], placement.roles_sleep, executor, deadline_s)
+        actor = groups["actor"]
+        engines = Engines(start_engines(placement, config, gpus, actor.workers, deadline_s), deadline_s)
+        handles += engines.engines
+        start_groups(groups.values(), total_steps, deadline_s)
+        sync = WeightSync(actor, engines.engines, engines.names, placement.engine_devices, deadline_s)
+        sync.connect(sync_backend(config.vllm.vllm_sync_backend, gpus, placement), engine_dtype(config))
+        if placement.engines_sleep:
+            engines.sleep()
+        if placement.roles_sleep:
+            for group in groups.values():
+                group.call("offload", [()] * len(group.workers))
+        lock = actor.lock if placement.engines_share else threading.RLock()
+        rollout = ClusterRollout(engines, sync, lock, placement.engines_sleep, config, tokenizer, executor)
+        yield Roles(
+            rollout,
+            ClusterActor(actor),
+            ClusterCritic(groups["critic"]) if "critic" in groups else Absent(),
+            ClusterReference(groups["reference"]) if "reference" in groups else Absent(),
+            ClusterReward(groups["reward"]) if "reward" in groups else Absent(),
+        )
+    finally:
+        for handle in handles:
+            ray.kill(handle)
+        executor.shutdown(wait=False, cancel_futures=True)
+        if started_here:
+            ray.shutdown()
+
+
+def start_groups(groups: Iterable[Group], total_steps: int, deadline_s: float) -> None:
+    """Every group forms its process group and builds its model; all at once."""
+    refs, names = [], []
+    for group in groups:
+        (place,) = await_all([group.workers[0].meeting_place.remote()], group.names[:1], "meeting_place", deadline_s)
+        group.call("join", [place] * len(group.workers))
+        refs += [worker.start.remote(total_steps) for worker in group.workers]
+        names += group.names
+    await_all(refs, names, "start", deadline_s)

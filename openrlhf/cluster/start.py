@@ -1,0 +1,125 @@
+"""Ray actors for a placement: bundles, workers, engines. What runs on a GPU machine runs on CPU workers alike."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from openrlhf.backends.vllm import VLLMEngine, engine_environment
+from openrlhf.cluster.calls import await_all
+from openrlhf.cluster.placement import Placement, Pool
+from openrlhf.cluster.worker import WORKERS
+from openrlhf.config.commands import PPOConfig
+
+GPU_SHARE = 0.2  # of a device, for each role in a shared pool: Ray then lets them live together
+CPU_SHARE = 0.01  # workers without GPUs are processes that share the cores as the system sees fit
+
+
+def connect() -> bool:
+    """Join the cluster that RAY_ADDRESS names (``ray job submit`` sets it), or start one on this machine, its ports on
+    loopback and without the dashboard. True when it was started here."""
+    if ray.is_initialized():
+        return False
+    quiet = {"log_to_driver": bool(os.environ.get("OPENRLHF_WORKER_LOGS")), "configure_logging": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", **quiet)
+        return False
+    ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    return True
+
+
+def has_gpus() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def check_devices(placement: Placement) -> None:
+    """Raises ValueError when the cluster has GPUs, but fewer than the run needs."""
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < there < placement.devices:
+        raise ValueError(
+            f"the run needs {placement.devices} GPUs (--actor_num_gpus_per_node and its like, --vllm_num_engines) and "
+            f"the cluster has {there}: use fewer, or let roles share them with --colocate_all_models"
+        )
+
+
+def start_workers(pool: Pool, config: PPOConfig, gpus: bool, deadline_s: float) -> dict[str, list[Any]]:
+    """The workers of every role in the pool: worker i of each role sits on device i of the pool."""
+    bundles = [{"GPU": 1, "CPU": 1} if gpus else {"CPU": CPU_SHARE * len(pool.roles)} for _ in range(pool.devices)]
+    group = reserve(bundles, pool.name, "PACK", deadline_s)
+    alone = len(pool.roles) == 1
+    started: dict[str, list[Any]] = {}
+    for role in pool.roles:
+        started[role] = [
+            ray.remote(WORKERS[role])
+            .options(
+                num_cpus=CPU_SHARE,
+                num_gpus=(1.0 if alone else GPU_SHARE) if gpus else 0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                runtime_env={"env_vars": worker_environment(gpus)},
+            )
+            .remote(config, rank, pool.devices)
+            for rank in range(pool.devices)
+        ]
+    return started
+
+
+def worker_environment(gpus: bool) -> dict[str, str]:
+    return {} if gpus else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "DS_ACCELERATOR": "cpu"}
+
+
+def start_engines(
+    placement: Placement, config: PPOConfig, gpus: bool, neighbours: list[Any], deadline_s: float
+) -> list[Any]:
+    """vLLM engines as actors: on devices of their own, or on those of ``neighbours``, the workers of the actor."""
+    size = placement.engine_devices
+    share = placement.engines_share and gpus
+    ids = await_all(
+        [worker.gpu_ids.remote() for worker in neighbours], ["actor worker"] * len(neighbours), "gpu_ids", deadline_s
+    ) if share else []  # fmt: skip
+    engines = []
+    for number in range(placement.engines):
+        environment = engine_environment(gpus, size)
+        options: dict[str, Any] = {"num_cpus": CPU_SHARE, "num_gpus": size if gpus and not share else 0}
+        if share:
+            # The engine sees the GPUs of its neighbours: Ray cannot give one actor shares of several bundles.
+            mine = [gpu for worker in ids[number * size : (number + 1) * size] for gpu in worker]
+            environment |= {
+                "CUDA_VISIBLE_DEVICES": ",".join(mine),
+                "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+            }
+        options["runtime_env"] = {"env_vars": environment}
+        engines.append(ray.remote(VLLMEngine).options(**options).remote(**engine_arguments(config, number)))
+    return engines
+
+
+def engine_arguments(config: PPOConfig, number: int) -> dict[str, Any]:
+    vllm = config.vllm
+    return {
+        "model": config.model.pretrain,
+        "dtype": engine_dtype(config),
+        "tensor_parallel_size": vllm.vllm_tensor_parallel_size,
+        "gpu_memory_utilization": vllm.vllm_gpu_memory_utilization,
+        "enforce_eager": vllm.enforce_eager,
+        "enable_prefix_caching": vllm.enable_prefix_caching,
+        "enable_sleep_mode": vllm.vllm_enable_sleep,
+        "max_model_len": config.prompts.prompt_max_len + config.rollout.generate_max_len,
+        "seed": config.train.seed + number,
+        "trust_remote_code": config.model.trust_remote_code,
+    }
+
+
+def engine_dtype(config: PPOConfig) -> str:
+    return "bfloat16" if config.model.bf16 else "float32"
+
+
+def reserve(bundles: list[dict[str, float]], name: str, strategy: str, deadline_s: float) -> PlacementGroup:
+    """Raises TimeoutError when the cluster does not have the devices in time."""
+    group = placement_group(bundles, strategy=strategy)
+    ready, _ = ray.wait([group.ready()], timeout=deadline_s)
+    if not ready:
+        raise TimeoutError(f"the cluster did not give the devices for {name} ({bundles}) within {deadline_s:.0f} s")
+    return group

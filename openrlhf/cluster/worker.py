@@ -1,0 +1,186 @@
+"""One rank of one role in a Ray actor: builds its model on DeepSpeed and answers the role's verbs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import ray
+from torch import Tensor
+
+from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
+from openrlhf.config.commands import PPOConfig
+from openrlhf.config.rules import critic_source
+from openrlhf.models.load import load_causal_lm, load_score_model, load_tokenizer
+from openrlhf.training.members import CriticMember, PolicyMember, ReferenceMember, RewardMember
+from openrlhf.types import Batch, Metrics
+
+
+class Worker:
+    """The part that every role has: its place in the process group, and its engine's sleep.
+
+    DeepSpeed is imported in ``start``, in the worker's own process.
+    """
+
+    member: PolicyMember | CriticMember | ReferenceMember | RewardMember
+
+    def __init__(self, config: PPOConfig, rank: int, world: int) -> None:
+        self.config = config
+        self.rank = rank
+        self.world = world
+
+    def meeting_place(self) -> tuple[str, int]:
+        """Address and a free port of this node, for rank 0 to host the process group."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, probe.getsockname()[1]
+
+    def gpu_ids(self) -> list[str]:
+        return [str(gpu) for gpu in ray.get_gpu_ids()]
+
+    def join(self, address: str, port: int) -> None:
+        """Tell torch.distributed who this rank is; Ray shows each worker its own GPU only, so the local rank is 0."""
+        os.environ.update(
+            MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(self.rank), WORLD_SIZE=str(self.world), LOCAL_RANK="0"
+        )
+
+    def offload(self) -> None:
+        self.member.engine.offload()
+
+    def onload(self) -> None:
+        self.member.engine.onload()
+
+
+class ActorWorker(Worker):
+    """Actor: log-probs, update, and the sending of its weights to the engines."""
+
+    member: PolicyMember
+    sender: WeightSender | None = None
+
+    def start(self, total_steps: int) -> None:
+        from openrlhf.backends.deepspeed import DeepSpeedTrain
+
+        config = self.config
+        engine = DeepSpeedTrain(
+            lambda: load_causal_lm(config.model.pretrain, config.model),
+            config.model,
+            config.optim,
+            config.train,
+            config.deepspeed,
+            config.algorithm.actor_learning_rate,
+            total_steps,
+        )
+        self.member = PolicyMember(engine, config)
+
+    def log_probs(self, batch: Batch) -> Tensor:
+        return self.member.log_probs(batch)
+
+    def update(self, batch: Batch, kl_coef: float) -> Metrics:
+        return self.member.update(batch, kl_coef)
+
+    def save(self, folder: Path) -> None:
+        self.member.engine.save(folder, load_tokenizer(self.config.model.pretrain, self.config.model))
+
+    def host_transfer(self, group: TransferGroup) -> TransferGroup:
+        """Open the meeting place of the weight transfer; the answer has its port. Rank 0 only."""
+        self.sender = WeightSender.host(
+            ray.util.get_node_ip_address(), group.workers, group.backend, group.dtype, self.member.engine.device,
+            group.timeout_s,
+        )  # fmt: skip
+        return self.sender.group
+
+    def connect_transfer(self, group: TransferGroup) -> None:
+        """Meet the engines. Over CUDA IPC each rank serves the engines on its own GPU, otherwise rank 0 serves all."""
+        if self.sender is None and group.backend == "ipc":
+            self.sender = WeightSender.peer(group, self.member.engine.device)
+        if self.sender is not None:
+            self.sender.connect()
+
+    def send_weights(self, version: int) -> None:
+        """Collective: every rank gathers, the senders send."""
+        weights = self.member.engine.full_weights()
+        if self.sender is not None:
+            self.sender.send(weights, version)
+        else:
+            for _ in weights:
+                pass
+
+
+class CriticWorker(Worker):
+    member: CriticMember
+
+    def start(self, total_steps: int) -> None:
+        from openrlhf.backends.deepspeed import DeepSpeedTrain
+
+        config = self.config
+        source = critic_source(config)
+        assert source is not None
+        engine = DeepSpeedTrain(
+            lambda: load_score_model(source.path, config.model, new_head=source.new_head),
+            config.model,
+            config.optim,
+            config.train,
+            config.deepspeed,
+            config.algorithm.critic_learning_rate,
+            total_steps,
+        )
+        self.member = CriticMember(engine, config)
+
+    def values(self, batch: Batch) -> Tensor:
+        return self.member.values(batch)
+
+    def update(self, batch: Batch) -> Metrics:
+        return self.member.update(batch)
+
+    def save(self, folder: Path) -> None:
+        self.member.engine.save(folder, load_tokenizer(self.config.model.pretrain, self.config.model))
+
+
+class ReferenceWorker(Worker):
+    member: ReferenceMember
+
+    def start(self, total_steps: int) -> None:
+        from openrlhf.backends.deepspeed import DeepSpeedForward
+
+        config = self.config
+        engine = DeepSpeedForward(
+            lambda: load_causal_lm(config.model.pretrain, config.model),
+            config.model,
+            config.deepspeed.zero_stage,
+            config.reward.ref_reward_offload,
+        )
+        self.member = ReferenceMember(engine, config)
+
+    def log_probs(self, batch: Batch) -> Tensor:
+        return self.member.log_probs(batch)
+
+
+class RewardWorker(Worker):
+    member: RewardMember
+
+    def start(self, total_steps: int) -> None:
+        from openrlhf.backends.deepspeed import DeepSpeedForward
+
+        config = self.config
+        path = config.reward.reward_pretrain
+        assert path is not None
+        engine = DeepSpeedForward(
+            lambda: load_score_model(path, config.model, new_head=False),
+            config.model,
+            config.deepspeed.zero_stage,
+            config.reward.ref_reward_offload,
+        )
+        self.member = RewardMember(engine, config)
+
+    def rewards(self, batch: Batch) -> Tensor:
+        return self.member.rewards(batch)
+
+
+WORKERS: dict[str, type[Worker]] = {
+    "actor": ActorWorker,
+    "critic": CriticWorker,
+    "reference": ReferenceWorker,
+    "reward": RewardWorker,
+}

@@ -1,0 +1,134 @@
+"""The configuration of each command: which groups it has, which defaults differ, which flags it does without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from openrlhf.config.groups import (
+    AlgorithmConfig,
+    CheckpointConfig,
+    DataConfig,
+    DatasetConfig,
+    DeepSpeedConfig,
+    FitConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    PlacementConfig,
+    PromptConfig,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+    VLLMConfig,
+)
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning"""
+
+    model: ModelConfig
+    data: DataConfig
+    dataset: DatasetConfig
+    optim: OptimConfig
+    train: TrainConfig
+    fit: FitConfig
+    deepspeed: DeepSpeedConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Reinforcement learning"""
+
+    model: ModelConfig
+    data: DataConfig
+    prompts: PromptConfig
+    optim: OptimConfig
+    train: TrainConfig
+    deepspeed: DeepSpeedConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+    algorithm: AlgorithmConfig
+    rollout: RolloutConfig
+    reward: RewardConfig
+    placement: PlacementConfig
+    vllm: VLLMConfig
+
+
+Command = SFTConfig | PPOConfig
+C = TypeVar("C", SFTConfig, PPOConfig)
+
+DEFAULTS: dict[type[Command], dict[str, Any]] = {
+    SFTConfig: {
+        "max_epochs": 2,
+        "max_samples": 1_000_000,
+        "input_template": "User: {}\nAssistant: ",
+        "ckpt_path": "./ckpt/checkpoints_sft",
+        "wandb_project": "openrlhf_train_sft",
+    },
+    PPOConfig: {
+        "micro_train_batch_size": 4,
+        "ckpt_path": "./ckpt/checkpoints_ppo_ray",
+        "wandb_project": "openrlhf_train_ppo",
+    },
+}
+
+RUN_PREFIX: dict[type[Command], str] = {SFTConfig: "sft_", PPOConfig: "ppo_"}
+
+# Flags that belong to a group of the command but mean nothing to the command.
+WITHOUT: dict[type[Command], frozenset[str]] = {
+    SFTConfig: frozenset({"value_head_prefix", "deepspeed_enable_sleep"}),
+    PPOConfig: frozenset(),
+}
+
+
+def groups(command: type[Command]) -> dict[str, type]:
+    """The groups of a command, by name."""
+    return get_type_hints(command)
+
+
+def flags(command: type[Command], group: type) -> dict[str, Field[Any]]:
+    """The flags that a command takes from a group."""
+    return {f.name: f for f in fields(group) if f.name not in WITHOUT[command]}
+
+
+def types(command: type[Command]) -> dict[str, Any]:
+    """The type of every flag of a command."""
+    hints = {group: get_type_hints(group) for group in groups(command).values()}
+    return {name: hints[group][name] for group in hints for name in flags(command, group)}
+
+
+def defaults(command: type[Command]) -> dict[str, Any]:
+    """The default of every flag that may be left out. The name of the run holds the present time."""
+    every = [f for group in groups(command).values() for f in flags(command, group).values()]
+    own = {f.name: f.default for f in every if f.default is not MISSING}
+    return {**own, **DEFAULTS[command], "wandb_run_name": RUN_PREFIX[command] + time.strftime("%m%dT%H:%M")}
+
+
+def build(command: type[C], values: Mapping[str, Any]) -> C:
+    """The configuration with these flags, and defaults for the rest. Not checked: that is ``rules.check``.
+
+    Raises ValueError when a required flag is missing or a name is not a flag of the command.
+    """
+    taken = {name: flags(command, group) for name, group in groups(command).items()}
+    every = [flag for group in taken.values() for flag in group]
+    if strange := [name for name in values if name not in every]:
+        raise ValueError(f"--{strange[0]} is not a flag of this command.")
+    resolved = {**defaults(command), **values}
+    if missing := [f"--{name}" for name in every if name not in resolved]:
+        raise ValueError(f"{' and '.join(missing)} must be given.")
+    made = {name: group(**{flag: resolved[flag] for flag in taken[name]}) for name, group in groups(command).items()}
+    return command(**made)
+
+
+def flat(config: Command) -> dict[str, Any]:
+    """Every flag of the command and its value."""
+    command = type(config)
+    return {
+        flag: vars(vars(config)[name])[flag] for name, group in groups(command).items() for flag in flags(command, group)
+    }

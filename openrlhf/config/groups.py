@@ -1,0 +1,249 @@
+"""Every flag, declared once: a field is a flag of the same name, its type is the flag's type, ``flag`` its default.
+
+Groups are nested for the reader (``config.algorithm.eps_clip``) and flat for the user (``--eps_clip``). Defaults that
+differ by command stand in ``commands.py``; what may not be combined stands in ``rules.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def flag(default: Any, help: str, secret: bool = False) -> Any:
+    """A flag that may be left out. A secret one is never shown."""
+    return field(default=default, repr=not secret, metadata={"help": help, "secret": secret})
+
+
+def required(help: str) -> Any:
+    """A flag that must be given."""
+    return field(metadata={"help": help, "secret": False})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model"""
+
+    pretrain: str = required("model to train: a Hugging Face folder or hub name")
+    bf16: bool = flag(False, "compute in bfloat16")
+    flash_attn: bool = flag(False, "use FlashAttention 2")
+    packing_samples: bool = flag(False, "lay the samples of a micro-batch end to end instead of padding them")
+    gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass to save memory")
+    gradient_checkpointing_use_reentrant: bool = flag(False, "use the reentrant form of gradient checkpointing")
+    use_liger_kernel: bool = flag(False, "use the Liger kernels")
+    load_in_4bit: bool = flag(False, "load the weights in 4 bits (QLoRA)")
+    lora_rank: int = flag(0, "rank of the LoRA adapters; 0 trains the whole model")
+    lora_alpha: int = flag(16, "scale of the LoRA adapters")
+    lora_dropout: float = flag(0.0, "dropout in front of the LoRA adapters")
+    target_modules: tuple[str, ...] = flag(("all-linear",), "modules that get a LoRA adapter")
+    aux_loss_coef: float = flag(0.0, "weight of the load-balancing loss of a mixture of experts")
+    ring_attn_size: int = flag(1, "number of GPUs that share one sequence (ring attention)")
+    ring_head_stride: int = flag(1, "attention heads that travel together around the ring")
+    disable_fast_tokenizer: bool = flag(False, "use the slow tokenizer")
+    tokenizer_chat_template: str | None = flag(None, "chat template (Jinja text) instead of the tokenizer's own")
+    value_head_prefix: str = flag("score", "name of the score head in a reward model or critic")
+    trust_remote_code: bool = flag(False, "run code that comes with a model folder")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Data"""
+
+    eval_dataset: str | None = flag(None, "evaluation data: files, folders or hub names, separated by commas")
+    eval_split: str = flag("train", "split of the evaluation data")
+    max_samples: int = flag(100_000_000, "use at most this many rows")
+    input_key: str = flag("input", "column of the prompt or conversation")
+    input_template: str | None = flag(None, "text around the prompt, which takes the place of {}")
+    apply_chat_template: bool = flag(False, "write prompts and conversations with the tokenizer's chat template")
+    use_ms: bool = flag(False, "take models and data from ModelScope")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Training data"""
+
+    dataset: str = required("training data: files, folders or hub names, separated by commas")
+    dataset_probs: str | None = flag(None, "share of each part of --dataset, as in 0.3,0.7; they sum to 1")
+    dataset_split: str = flag("train", "split of the training data")
+    train_split: str = flag("train", "kept so that old command lines are understood; use --dataset_split")
+    output_key: str | None = flag(None, "column of the answer")
+    max_len: int = flag(2048, "longest sample in tokens; longer ones are cut")
+    multiturn: bool = flag(False, "learn every assistant turn of a conversation, not only the last")
+    pretrain_mode: bool = flag(False, "learn every token of the text in --input_key")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Prompts"""
+
+    prompt_data: str = required("prompts: files, folders or hub names, separated by commas")
+    prompt_data_probs: str | None = flag(None, "share of each part of --prompt_data, as in 0.3,0.7; they sum to 1")
+    prompt_split: str = flag("train", "split of the prompts")
+    label_key: str | None = flag(None, "column handed to the reward function as label")
+    prompt_max_len: int = flag(1024, "longest prompt in tokens; of longer ones the end is kept")
+    max_len: int | None = flag(None, "longest prompt and response together, in tokens")
+    eval_temperature: float = flag(0.6, "sampling temperature in evaluation")
+    eval_n_samples_per_prompt: int = flag(4, "responses per prompt in evaluation")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser"""
+
+    adam_betas: tuple[float, float] = flag((0.9, 0.95), "decay of AdamW's two averages")
+    l2: float = flag(0.0, "weight decay")
+    max_norm: float = flag(1.0, "clip the gradient to this norm; 0 never clips")
+    lr_scheduler: str = flag("cosine_with_min_lr", "shape of the learning rate, a name of transformers' schedulers")
+    lr_warmup_ratio: float = flag(0.03, "share of the steps in which the learning rate rises")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training"""
+
+    train_batch_size: int = flag(128, "samples in one optimiser step, over all GPUs")
+    micro_train_batch_size: int = flag(8, "samples in one forward pass of one GPU")
+    max_epochs: int = flag(1, "passes over the data; in RL over each rollout batch")
+    seed: int = flag(42, "seed of everything random")
+    full_determinism: bool = flag(False, "use only operations that give the same bits every time")
+    local_rank: int = flag(-1, "set by the DeepSpeed launcher")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Supervised training"""
+
+    learning_rate: float = flag(5e-6, "highest learning rate")
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """DeepSpeed"""
+
+    zero_stage: int = flag(2, "ZeRO stage: partition nothing (0), optimiser (1), gradients too (2), weights too (3)")
+    zpg: int = flag(1, "GPUs that share a second partition of the weights (ZeRO++)")
+    adam_offload: bool = flag(False, "keep the optimiser in host memory")
+    overlap_comm: bool = flag(False, "reduce gradients while the backward pass runs")
+    grad_accum_dtype: Literal["fp32", "bf16", "fp16"] | None = flag(None, "dtype in which gradients add up")
+    deepcompile: bool = flag(False, "let DeepSpeed compile the model")
+    ds_tensor_parallel_size: int = flag(1, "number of GPUs that share each layer (AutoTP)")
+    deepspeed_enable_sleep: bool = flag(False, "move the training state to host memory while others use the GPU")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints"""
+
+    save_path: str = flag("./ckpt", "folder of the trained model")
+    ckpt_path: str = flag("./ckpt/checkpoints", "folder of the checkpoints")
+    save_steps: int = flag(-1, "write a checkpoint every so many steps; -1 never")
+    max_ckpt_num: int = flag(3, "checkpoints to keep")
+    max_ckpt_mem: int = flag(100_000_000, "gigabytes of checkpoints to keep")
+    load_checkpoint: bool = flag(False, "go on from the last checkpoint in --ckpt_path")
+    save_hf_ckpt: bool = flag(False, "write a Hugging Face folder with each checkpoint")
+    disable_ds_ckpt: bool = flag(False, "write no DeepSpeed state")
+    use_ds_universal_ckpt: bool = flag(False, "load a checkpoint in DeepSpeed's universal form")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Logging"""
+
+    logging_steps: int = flag(1, "log every so many steps")
+    eval_steps: int = flag(-1, "evaluate every so many steps; -1 never between epochs")
+    use_wandb: str | None = flag(None, "W&B key, or true where the machine is logged in", secret=True)
+    wandb_org: str | None = flag(None, "W&B entity")
+    wandb_group: str | None = flag(None, "W&B group")
+    wandb_project: str = flag("openrlhf", "W&B project")
+    wandb_run_name: str = flag("run", "name of the run")
+    use_tensorboard: str | None = flag(None, "folder of the TensorBoard logs")
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """Algorithm"""
+
+    advantage_estimator: str = flag(
+        "gae", "gae, reinforce, reinforce_baseline, rloo, group_norm, dr_grpo, or your own as path/file.py:function"
+    )
+    gamma: float = flag(1.0, "discount of later rewards")
+    lambd: float = flag(1.0, "λ of generalised advantage estimation")
+    eps_clip: float = flag(0.2, "the policy ratio is clipped to 1 ± this")
+    eps_clip_low_high: tuple[float, float] | None = flag(None, "two clip widths, below and above 1, for --eps_clip")
+    dual_clip: float | None = flag(None, "bound of the ratio for negative advantages, above 1")
+    value_clip: float = flag(0.2, "values are clipped to this distance from those before the update")
+    entropy_loss_coef: float = flag(0.0, "weight of the entropy bonus")
+    init_kl_coef: float = flag(0.01, "weight of the KL to the reference; 0 starts no reference")
+    kl_target: float | None = flag(None, "adapt the KL weight to keep the KL near this")
+    kl_horizon: int = flag(10000, "samples over which the KL weight adapts")
+    kl_estimator: Literal["k1", "k2", "k3"] = flag("k1", "how the KL of a token is estimated")
+    use_kl_loss: bool = flag(False, "put the KL into the loss instead of the reward")
+    no_advantage_std_norm: bool = flag(False, "only centre the advantages, keep their scale")
+    actor_learning_rate: float = flag(1e-6, "highest learning rate of the actor")
+    critic_learning_rate: float = flag(9e-6, "highest learning rate of the critic")
+    freezing_actor_steps: int = flag(-1, "train only the critic in the first so many steps")
+    ptx_coef: float = flag(0.05, "kept so that old command lines are understood")
+    enable_ema: bool = flag(False, "keep a moving average of the actor")
+    ema_beta: float = flag(0.992, "decay of the moving average")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Rollouts"""
+
+    rollout_batch_size: int = flag(1024, "prompts in one rollout batch")
+    micro_rollout_batch_size: int = flag(8, "samples in one scoring pass of one GPU")
+    n_samples_per_prompt: int = flag(1, "responses per prompt")
+    generate_max_len: int = flag(1024, "longest response in tokens")
+    temperature: float = flag(1.0, "sampling temperature; log-probs are taken at the same")
+    top_p: float = flag(1.0, "sample from the smallest set of tokens with this probability")
+    num_episodes: int = flag(1, "passes over the prompts")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Rewards and values"""
+
+    reward_pretrain: str | None = flag(None, "reward model: a Hugging Face folder or hub name")
+    remote_rm_url: str | None = flag(None, "Python file that defines reward_func(queries, prompts, labels)")
+    normalize_reward: bool = flag(False, "standardise rewards with the mean and std stored in the reward model")
+    reward_clip_range: tuple[float, float] = flag((-10.0, 10.0), "lowest and highest reward")
+    critic_pretrain: str | None = flag(
+        None, "start of the critic; without it the reward model, or --pretrain where a function gives the rewards"
+    )
+    ref_reward_offload: bool = flag(False, "keep reference and reward model in host memory while they wait")
+    save_value_network: bool = flag(False, "save the critic too")
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Placement"""
+
+    local: bool = flag(False, "run everything in this one process, without Ray, DeepSpeed and vLLM")
+    actor_num_nodes: int = flag(1, "machines of the actor")
+    actor_num_gpus_per_node: int = flag(8, "GPUs of the actor on each machine")
+    critic_num_nodes: int = flag(1, "machines of the critic")
+    critic_num_gpus_per_node: int = flag(8, "GPUs of the critic on each machine")
+    ref_num_nodes: int = flag(1, "machines of the reference")
+    ref_num_gpus_per_node: int = flag(8, "GPUs of the reference on each machine")
+    reward_num_nodes: int = flag(1, "machines of the reward model")
+    reward_num_gpus_per_node: int = flag(8, "GPUs of the reward model on each machine")
+    colocate_actor_ref: bool = flag(False, "actor and reference share GPUs")
+    colocate_critic_reward: bool = flag(False, "critic and reward model share GPUs")
+    colocate_all_models: bool = flag(False, "all models and engines share GPUs")
+    actor_init_on_gpu: bool = flag(False, "kept so that old command lines are understood")
+    perf: bool = flag(False, "kept so that old command lines are understood")
+
+
+@dataclass(frozen=True)
+class VLLMConfig:
+    """vLLM"""
+
+    vllm_num_engines: int | None = flag(None, "number of vLLM engines")
+    vllm_tensor_parallel_size: int = flag(1, "GPUs of one engine")
+    vllm_sync_backend: Literal["nccl", "gloo"] = flag("nccl", "how new weights travel to the engines")
+    vllm_sync_with_ray: bool = flag(False, "send new weights through Ray's collectives")
+    enable_prefix_caching: bool = flag(False, "keep the attention cache of shared prompt beginnings")
+    enforce_eager: bool = flag(False, "run the engines without CUDA graphs")
+    vllm_enable_sleep: bool = flag(False, "free the engines' GPU memory while others use the GPU")
+    vllm_gpu_memory_utilization: float = flag(0.95, "share of each GPU's memory for an engine")

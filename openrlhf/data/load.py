@@ -1,0 +1,137 @@
+"""Rows from files, folders and hub names, mixed into one data set."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+
+# File name ending → loader of the datasets library.
+FILE_LOADERS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+
+
+def load_rows(
+    names: str, split: str, probs: str | None, max_samples: int, seed: int, flag: str = "--dataset"
+) -> datasets.Dataset:
+    """One data set from the comma-separated ``names``.
+
+    A name is a file (json, jsonl, csv, parquet, arrow, txt), a folder written by ``save_to_disk``, a folder of data
+    files, or a hub name; ``name@data_dir`` picks a sub-folder of the last two. ``split`` is taken where the source has
+    splits; a single file and a saved ``Dataset`` have none. Each source is cut to its first ``max_samples`` rows, the
+    result again. Without ``probs`` sources follow one another; with them rows are drawn by these probabilities until
+    every source is used up, so small sources repeat. Code inside a data set is never run.
+
+    ``flag`` is the flag the names came from, for messages. Raises ValueError, one sentence, for a source that cannot
+    be read, an unknown split, an empty source, columns that cannot be mixed, and wrong probabilities.
+    """
+    sources = [name.strip() for name in names.split(",") if name.strip()]
+    if not sources:
+        raise ValueError(f"{flag} names no data set")
+    weights = None if probs is None else parse_probs(probs, len(sources), flag)
+    parts = [_first_rows(load_source(source, split, flag), max_samples) for source in sources]
+    return _first_rows(mix(parts, weights, seed, flag), max_samples)
+
+
+def parse_probs(probs: str, count: int, flag: str) -> list[float]:
+    """``"0.1,0.9"`` → [0.1, 0.9]. Raises ValueError unless they are ``count`` positive numbers that sum to 1."""
+    try:
+        weights = [float(part) for part in probs.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag}_probs {probs!r} is not a comma-separated list of numbers") from None
+    if len(weights) != count:
+        raise ValueError(f"{flag}_probs has {len(weights)} numbers for {count} data sets of {flag}")
+    # A probability of zero would wait forever for its source to be used up.
+    if not all(weight > 0 for weight in weights) or not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
+        raise ValueError(f"{flag}_probs {probs!r} must be positive and sum to 1")
+    return weights
+
+
+def mix(parts: list[datasets.Dataset], weights: list[float] | None, seed: int, flag: str) -> datasets.Dataset:
+    """One after another, or interleaved by ``weights`` until all are used up. Raises ValueError as ``load_rows``."""
+    try:
+        if weights is None:
+            return datasets.concatenate_datasets(parts)
+        return datasets.interleave_datasets(
+            parts, probabilities=weights, seed=seed, stopping_strategy="all_exhausted"
+        )
+    except ValueError as error:
+        raise ValueError(f"the data sets of {flag} have columns of different types and cannot be mixed: {error}") from error
+
+
+def load_source(source: str, split: str, flag: str) -> datasets.Dataset:
+    """One source, see ``load_rows``. Raises ValueError naming ``flag`` and the source."""
+    name, data_dir = _split_data_dir(source)
+    path = Path(name)
+    if path.suffix in FILE_LOADERS:
+        rows = _load_file(path, flag)
+    elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        rows = _load_saved(path, flag)
+    else:
+        rows = _load_folder_or_hub(name, data_dir, flag)
+    rows = _take_split(rows, source, split, flag)
+    if len(rows) == 0:
+        raise ValueError(f"{flag} {source}: the data set has no rows")
+    return rows
+
+
+def _split_data_dir(source: str) -> tuple[str, str | None]:
+    if "@" not in source or Path(source).exists():
+        return source, None
+    name, data_dir = source.rsplit("@", 1)
+    return name, data_dir
+
+
+def _load_file(path: Path, flag: str) -> datasets.Dataset:
+    if not path.is_file():
+        raise ValueError(f"{flag} {path}: there is no such file")
+    try:
+        rows = datasets.load_dataset(FILE_LOADERS[path.suffix], data_files=str(path), split="train")
+    except (DatasetGenerationError, ValueError, OSError, StopIteration) as error:
+        reason = error.__cause__ or error
+        raise ValueError(
+            f"{flag} {path}: this {path.suffix} file cannot be read ({reason or 'it is empty'}); "
+            "check that it is complete and, if it is text, saved as UTF-8"
+        ) from error
+    assert isinstance(rows, datasets.Dataset)
+    return rows
+
+
+def _load_saved(path: Path, flag: str) -> datasets.Dataset | datasets.DatasetDict:
+    try:
+        return datasets.load_from_disk(str(path))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{flag} {path}: this saved data set cannot be read ({error})") from error
+
+
+def _load_folder_or_hub(name: str, data_dir: str | None, flag: str) -> datasets.Dataset | datasets.DatasetDict:
+    try:
+        rows = datasets.load_dataset(name, data_dir=data_dir)
+    except (DatasetGenerationError, ValueError, OSError, RuntimeError) as error:
+        where = "in this folder" if Path(name).exists() else "on this machine or the hub"
+        within = f" in {data_dir}" if data_dir else ""
+        raise ValueError(f"{flag} {name}: no data set could be read{within} {where} ({error})") from error
+    assert isinstance(rows, (datasets.Dataset, datasets.DatasetDict))
+    return rows
+
+
+def _take_split(
+    rows: datasets.Dataset | datasets.DatasetDict, source: str, split: str, flag: str
+) -> datasets.Dataset:
+    if isinstance(rows, datasets.Dataset):
+        return rows
+    if split not in rows:
+        raise ValueError(f"{flag} {source}: there is no split {split!r}; the splits are {', '.join(rows)}")
+    return rows[split]
+
+
+def _first_rows(rows: datasets.Dataset, count: int) -> datasets.Dataset:
+    return rows.select(range(min(len(rows), int(count))))

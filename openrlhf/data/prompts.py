@@ -1,0 +1,80 @@
+"""Rows → prompts for the policy to answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from openrlhf.config.groups import DataConfig, PromptConfig
+from openrlhf.data.chat import as_messages, render, says_something
+from openrlhf.data.encode import token_ids
+from openrlhf.data.report import DropReport, UnusableRow
+from openrlhf.data.rows import Row, cell, fill_template, plain_text
+from openrlhf.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+
+def load_prompts(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, data: DataConfig, prompts: PromptConfig
+) -> list[Prompt]:
+    """One prompt a usable row, in order; ``id`` is the row number, counted from 0.
+
+    ``text`` is the whole rendered prompt. Of more than ``prompt_max_len`` tokens the last are kept, so that the
+    generation prompt stays. The column ``datasource`` names the source. Empty prompts are dropped. What was dropped
+    or shortened is logged as one warning.
+
+    Raises ValueError for a row that does not fit the flags, naming it, and when no row is usable.
+    """
+    report = DropReport()
+    read: list[tuple[int, Row, str]] = []
+    for number, row in enumerate(rows):
+        try:
+            read.append((number, row, _text(row, tokenizer, data)))
+        except UnusableRow as kind:
+            report.drop(str(kind), number)
+        except ValueError as error:
+            raise ValueError(f"--prompt_data row {number}: {error}") from error
+    encoded = token_ids(tokenizer, [text for _, _, text in read])
+    limit = prompts.prompt_max_len
+    for (number, _, _), tokens in zip(read, encoded, strict=True):
+        if len(tokens) > limit:
+            report.shorten("prompt over --prompt_max_len, its end is kept,", number)
+    report.kept = len(read)
+    if not read:
+        raise ValueError(f"no row of --prompt_data can be used: {report.line()}")
+    if report.dropped or report.shortened:
+        logger.warning("--prompt_data: %s", report.line())
+    return [
+        Prompt(number, text, tokens[-limit:], _label(row, number, prompts.label_key), _source(row))
+        for (number, row, text), tokens in zip(read, encoded, strict=True)
+    ]
+
+
+def _text(row: Row, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> str:
+    value: Any = cell(row, data.input_key, "--input_key")
+    if not data.apply_chat_template:
+        question = plain_text(value, "--input_key")
+        if not question.strip():
+            raise UnusableRow("empty prompt")
+        return fill_template(data.input_template, question)
+    if not value or not any(map(says_something, messages := as_messages(value))):
+        raise UnusableRow("empty prompt")
+    return render(tokenizer, messages, generation_prompt=True)
+
+
+def _label(row: Row, number: int, key: str | None) -> str:
+    if not key:
+        return ""
+    try:
+        label = cell(row, key, "--label_key")
+    except ValueError as error:
+        raise ValueError(f"--prompt_data row {number}: {error}") from error
+    return "" if label is None else str(label)
+
+
+def _source(row: Row) -> str:
+    return str(row.get("datasource") or "default")

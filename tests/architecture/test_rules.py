@@ -1,0 +1,156 @@
+"""House rules that a reader of one file cannot see broken: flags nobody reads, waits without an end, hidden options."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+
+import pytest
+from openrlhf.config.not_built import NOT_BUILT
+
+from openrlhf.config import groups
+from tests.architecture.source import trees
+
+# "file:function" → why this wait needs no deadline of its own.
+ENDLESS_BY_DESIGN: dict[str, str] = {}
+
+TIMEOUTS = {"timeout", "timeout_s", "timeout_seconds", "deadline"}
+ALWAYS_NEED_TIMEOUT = {
+    "ray.get",
+    "ray.wait",
+    "requests.get",
+    "requests.post",
+    "requests.request",
+    "httpx.get",
+    "httpx.post",
+    "urllib.request.urlopen",
+    "urlopen",
+    "socket.create_connection",
+    "subprocess.run",
+    "subprocess.call",
+    "subprocess.check_call",
+    "subprocess.check_output",
+    "dist.init_process_group",
+    "torch.distributed.init_process_group",
+}
+# Methods that wait for ever when they get no argument: event.wait(), thread.join(), queue.get(), future.result().
+ENDLESS_WITHOUT_ARGUMENT = {"wait", "join", "get", "result", "acquire", "recv", "communicate"}
+
+
+def test_every_flag_is_read_or_refused() -> None:
+    """A field of a config group is read as an attribute outside config/, or stands in NOT_BUILT."""
+    read = {
+        node.attr
+        for path, tree in trees().items()
+        if not path.startswith("config/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    unread = [
+        f"{group.__name__}.{field.name}"
+        for group in vars(groups).values()
+        if isinstance(group, type) and is_dataclass(group)
+        for field in fields(group)
+        if field.name not in read and field.name not in NOT_BUILT
+    ]
+    assert not unread
+
+
+def test_flags_that_are_refused_exist() -> None:
+    declared = {
+        field.name
+        for group in vars(groups).values()
+        if isinstance(group, type) and is_dataclass(group)
+        for field in fields(group)
+    }
+    assert set(NOT_BUILT) <= declared
+
+
+def test_every_wait_has_a_deadline() -> None:
+    endless = {
+        f"{path}:{function}": line
+        for path, tree in trees().items()
+        for function, call in calls(tree)
+        for line in [call.lineno]
+        if waits_for_ever(call)
+    }
+    assert set(endless) == set(ENDLESS_BY_DESIGN), endless
+
+
+def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+    """Every call of a file with the function (or <module>) that it stands in."""
+    todo: list[tuple[str, ast.AST]] = [("<module>", tree)]
+    while todo:
+        function, node = todo.pop()
+        if isinstance(node, ast.Call):
+            yield function, node
+        inside = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        todo += [(inside, child) for child in ast.iter_child_nodes(node)]
+
+
+def waits_for_ever(call: ast.Call) -> bool:
+    keywords = {keyword.arg for keyword in call.keywords}
+    if keywords & TIMEOUTS:
+        return False
+    if ast.unparse(call.func) in ALWAYS_NEED_TIMEOUT:
+        return True
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ENDLESS_WITHOUT_ARGUMENT:
+        return False
+    return "block" in keywords or not (call.args or call.keywords)
+
+
+@pytest.mark.parametrize(
+    ("text", "endless"),
+    [
+        ("ray.get(x)", True),
+        ("ray.get(x, timeout=t)", False),
+        ("requests.post(url, json=body)", True),
+        ("requests.post(url, json=body, timeout=3)", False),
+        ("subprocess.run(['ls'])", True),
+        ("event.wait()", True),
+        ("event.wait(3)", False),
+        ("thread.join()", True),
+        ("', '.join(names)", False),
+        ("queue.get()", True),
+        ("queue.get(block=True)", True),
+        ("queue.get(timeout=3)", False),
+        ("settings.get('name')", False),
+        ("future.result()", True),
+    ],
+)
+def test_the_rule_on_waits_tells_them_apart(text: str, endless: bool) -> None:
+    call = ast.parse(text, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert waits_for_ever(call) is endless
+
+
+def test_no_bare_except() -> None:
+    assert not places(is_bare_except)
+
+
+def test_no_option_is_fetched_by_name() -> None:
+    """``getattr(args, "flag", default)`` hides a flag from types, from --help and from the test above."""
+    assert not places(is_option_lookup)
+
+
+def places(wrong: Callable[[ast.AST], bool]) -> list[str]:
+    """file:line of every node that is wrong."""
+    return [f"{path}:{node.lineno}" for path, tree in trees().items() for node in ast.walk(tree) if wrong(node)]
+
+
+def is_bare_except(node: ast.AST) -> bool:
+    return isinstance(node, ast.ExceptHandler) and node.type is None
+
+
+def is_option_lookup(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {"getattr", "hasattr"}
+        and ast.unparse(node.args[0]).rpartition(".")[2] in {"args", "config", "cfg"}
+        and isinstance(node.args[1], ast.Constant)
+    )
+
+
+def test_no_file_is_called_utils() -> None:
+    assert not [path for path in trees() if "util" in path or "helper" in path]
