@@ -19,7 +19,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question for the policy. ``id`` is unique in a run and names the group of its samples."""
+    """One question for the policy. ``id`` is the number of its row."""
 
     id: int
     text: str

@@ -117,7 +117,8 @@ def estimate_advantages(name: str, inputs: AdvantageInputs, std_norm: bool = Tru
     """→ (advantages, returns), both (B, T) and 0 outside the action mask. Whitened when the estimator says so.
 
     ``std_norm=False`` keeps of the whitening only the subtraction of the mean. Raises ValueError for an unknown
-    estimator, or one from a file that returns another shape. Papers: see the estimators and ``whiten``.
+    estimator, or one from a file that returns another shape. Paper: Hu et al., arXiv:2501.03262 (whitening over the
+    batch); the estimators cite their own.
     """
     estimator = find_estimator(name)
     advantages, returns = estimator.function(inputs)

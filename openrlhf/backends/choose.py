@@ -10,7 +10,6 @@ from torch import nn
 
 from openrlhf.backends.local import LocalTrain
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
-from openrlhf.config.rules import needs_deepspeed
 from openrlhf.training.roles import TrainEngine
 
 
@@ -28,9 +27,10 @@ def choose_train_engine(
         from openrlhf.backends.deepspeed import DeepSpeedTrain
 
         return DeepSpeedTrain(build, model, optim, train, sharding, learning_rate, total_steps)
-    if flags := needs_deepspeed(sharding):
+    changed = [f"--{name}" for name, value in vars(sharding).items() if value != vars(DeepSpeedConfig())[name]]
+    if changed:
         raise ValueError(
-            f"{', '.join(flags)} needs DeepSpeed: start with `deepspeed --module openrlhf.cli.train_sft` "
+            f"{', '.join(changed)} needs DeepSpeed: start with `deepspeed --module openrlhf.cli.train_sft` "
             "(or torchrun -m) instead of python"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -35,7 +35,7 @@ from openrlhf.backends.local import lr_schedule
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.training.roles import StepStats
 
-OLDEST = "0.16.4"
+OLDEST = "0.19.8"
 GATHER_BYTES = 512 * 2**20  # a bucket of whole weights that stage 3 puts together at a time
 
 
@@ -191,6 +191,10 @@ def partitioned_load(config: dict[str, Any]) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()
         del alive
+
+
+def hf_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.hf.named_parameters()
 
 
 def _buckets(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:

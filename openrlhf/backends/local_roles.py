@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.rules import critic_source
+from openrlhf.config.derived import critic_source
 from openrlhf.models.load import load_causal_lm, load_score_model
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import RolloutEngine

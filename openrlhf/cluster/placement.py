@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.rules import critic_source
+from openrlhf.config.derived import critic_source
 
 
 @dataclass(frozen=True)

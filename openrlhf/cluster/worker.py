@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.rules import critic_source
+from openrlhf.config.derived import critic_source
 from openrlhf.models.load import load_causal_lm, load_score_model, load_tokenizer
 from openrlhf.training.members import CriticMember, PolicyMember, ReferenceMember, RewardMember
 from openrlhf.types import Batch, Metrics

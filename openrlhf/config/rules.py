@@ -1,2 +1,271 @@
-"""placeholder"""
-def check(config): ...
+"""What may not be combined: one function a rule, each raising ValueError with one sentence that names the fix.
+
+A rule never changes a value. What follows from the flags stands in ``derived.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from openrlhf.config.commands import DEFAULTS, Command, PPOConfig, SFTConfig, defaults, flat
+from openrlhf.config.derived import critic_source, role_sizes
+from openrlhf.config.groups import DataConfig, DeepSpeedConfig, ModelConfig, PlacementConfig, TrainConfig, VLLMConfig
+from openrlhf.config.not_built import check_built
+from openrlhf.config.ranges import check_ranges
+
+__all__ = ["check", "check_workers", "critic_source"]
+
+
+def check(config: Command) -> None:
+    """Raise ValueError with one sentence for the first rule that the configuration breaks."""
+    check_built(config)
+    check_ranges(config)
+    if isinstance(config, SFTConfig):
+        for sft_rule in SFT_RULES:
+            sft_rule(config)
+    else:
+        for ppo_rule in PPO_RULES:
+            ppo_rule(config)
+
+
+# Both commands.
+
+
+def template(config: Command) -> None:
+    text, chat = config.data.input_template, config.data.apply_chat_template
+    if text is None:
+        return
+    if "\\n" in text:
+        raise ValueError("--input_template holds a backslash and an n, not a new line: write $'User: {}\\nAssistant: '.")
+    if "{}" not in text:
+        raise ValueError(f"--input_template {text!r} has no {{}} to put the prompt in.")
+    if chat and text != DEFAULTS[type(config)].get("input_template"):
+        raise ValueError("--apply_chat_template and --input_template both shape the prompt: leave one out.")
+
+
+def ring(config: Command) -> None:
+    if config.model.ring_attn_size > 1 and not config.model.packing_samples:
+        raise ValueError("--ring_attn_size above 1 splits packed sequences: give --packing_samples too.")
+
+
+def micro_batches(config: Command) -> None:
+    check_workers(config.train, 1, "")
+
+
+def check_workers(train: TrainConfig, workers: int, where: str) -> None:
+    """Raise ValueError when ``workers`` cannot share a mini-batch in whole micro-batches; ``where`` says whose."""
+    part = train.micro_train_batch_size * workers
+    if train.train_batch_size % part:
+        times = f" × {workers} workers{where}" if workers > 1 else ""
+        above = math.ceil(train.train_batch_size / part) * part
+        raise ValueError(
+            f"--train_batch_size {train.train_batch_size} is not a multiple of --micro_train_batch_size "
+            f"{train.micro_train_batch_size}{times}: choose for example --train_batch_size {above}."
+        )
+
+
+def shares(names: str, probs: str | None, flag: str) -> None:
+    """Raise ValueError unless ``--{flag}_probs`` gives each part of ``--{flag}`` a share, and the shares sum to 1."""
+    if probs is None:
+        return
+    parts = names.count(",") + 1
+    try:
+        numbers = [float(text) for text in probs.split(",")]
+    except ValueError:
+        raise ValueError(f"--{flag}_probs {probs!r} must be numbers separated by commas, as in 0.3,0.7.") from None
+    if len(numbers) != parts:
+        raise ValueError(f"--{flag}_probs has {len(numbers)} shares but --{flag} has {parts} parts: give one for each.")
+    if not (all(x > 0 for x in numbers) and math.isclose(sum(numbers), 1, abs_tol=1e-6)):
+        raise ValueError(f"--{flag}_probs {probs} must be above 0 and sum to 1.")
+
+
+# Supervised fine-tuning.
+
+
+def dataset_shares(config: SFTConfig) -> None:
+    shares(config.dataset.dataset, config.dataset.dataset_probs, "dataset")
+
+
+def answers(config: SFTConfig) -> None:
+    if not (config.dataset.output_key or config.data.apply_chat_template or config.dataset.pretrain_mode):
+        raise ValueError(
+            "--output_key must name the column of the answer, unless --apply_chat_template takes it from a "
+            "conversation or --pretrain_mode learns the whole text."
+        )
+
+
+def multiturn(config: SFTConfig) -> None:
+    if config.dataset.multiturn and not config.data.apply_chat_template:
+        raise ValueError("--multiturn finds the turns with the chat template: give --apply_chat_template too.")
+
+
+def pretrain_mode(config: SFTConfig) -> None:
+    extra = {
+        "output_key": config.dataset.output_key is not None,
+        "multiturn": config.dataset.multiturn,
+        "apply_chat_template": config.data.apply_chat_template,
+    }
+    if config.dataset.pretrain_mode and any(extra.values()):
+        raise ValueError(
+            f"--pretrain_mode learns the text of --input_key as it is: leave out {_listed([*filter(extra.get, extra)])}."
+        )
+
+
+def evaluation(config: SFTConfig) -> None:
+    if config.log.eval_steps > 0 and config.data.eval_dataset is None:
+        raise ValueError("--eval_steps needs --eval_dataset to evaluate on.")
+
+
+# Reinforcement learning.
+
+
+def prompt_shares(config: PPOConfig) -> None:
+    shares(config.prompts.prompt_data, config.prompts.prompt_data_probs, "prompt_data")
+
+
+def reward_source(config: PPOConfig) -> None:
+    model, file = config.reward.reward_pretrain, config.reward.remote_rm_url
+    if model is None and file is None:
+        raise ValueError("nothing gives rewards: set --reward_pretrain (a model) or --remote_rm_url (a .py file).")
+    if model is not None and file is not None:
+        raise ValueError(
+            "--reward_pretrain and --remote_rm_url both give rewards: leave one out; a critic that starts from "
+            "a reward model is named by --critic_pretrain."
+        )
+    if file is not None and not file.endswith(".py"):
+        raise ValueError(f"--remote_rm_url {file!r} must be a .py file that defines reward_func.")
+    if config.reward.normalize_reward and model is None:
+        raise ValueError("--normalize_reward uses numbers stored in a reward model: it needs --reward_pretrain.")
+
+
+def rollout_batch(config: PPOConfig) -> None:
+    samples, train = _samples(config), config.train.train_batch_size
+    if samples % train:
+        raise ValueError(
+            f"--rollout_batch_size × --n_samples_per_prompt = {samples} samples are not a multiple of "
+            f"--train_batch_size {train}: choose for example --train_batch_size {math.gcd(samples, train)}."
+        )
+
+
+def estimator(config: PPOConfig) -> None:
+    from openrlhf.algorithms.advantages import find_estimator  # here, so that --help does not wait for torch
+
+    algorithm, name = config.algorithm, config.algorithm.advantage_estimator
+    chosen = find_estimator(name)
+    if chosen.needs_groups and config.rollout.n_samples_per_prompt == 1:
+        raise ValueError(
+            f"--advantage_estimator {name} compares the responses to one prompt: --n_samples_per_prompt must be above 1."
+        )
+    if chosen.needs_groups and algorithm.gamma != 1:
+        raise ValueError(f"--advantage_estimator {name} does not discount: leave out --gamma.")
+    if algorithm.no_advantage_std_norm and not chosen.whitens:
+        raise ValueError(
+            f"--advantage_estimator {name} does not normalise over the rollout batch: leave out --no_advantage_std_norm."
+        )
+
+
+def critic(config: PPOConfig) -> None:
+    name = config.algorithm.advantage_estimator
+    if critic_source(config) is not None:
+        return
+    if config.reward.critic_pretrain is not None:
+        raise ValueError(f"--advantage_estimator {name} has no critic: leave out --critic_pretrain.")
+    if config.reward.save_value_network:
+        raise ValueError(f"--advantage_estimator {name} has no critic: leave out --save_value_network.")
+
+
+def reference(config: PPOConfig) -> None:
+    algorithm = config.algorithm
+    if algorithm.init_kl_coef > 0:
+        return
+    if algorithm.kl_target is not None:
+        raise ValueError("--kl_target adapts the KL weight: it needs --init_kl_coef above 0.")
+    if algorithm.use_kl_loss:
+        raise ValueError("--use_kl_loss weighs the KL by --init_kl_coef, which is 0: set it above 0.")
+
+
+def local(config: PPOConfig) -> None:
+    if not config.placement.local:
+        return
+    default, idle = defaults(PPOConfig), flat(config)
+    names = {name for group in (config.placement, config.vllm, config.deepspeed) for name in vars(group)} - {"local"}
+    if changed := [name for name in idle if name in names and idle[name] != default[name]]:
+        raise ValueError(f"--local uses neither Ray nor DeepSpeed nor vLLM: leave out {_listed(changed)}.")
+
+
+def engines(config: PPOConfig) -> None:
+    if not config.placement.local and config.vllm.vllm_num_engines is None:
+        raise ValueError("--vllm_num_engines must be at least 1, or give --local to run everything in this process.")
+
+
+def workers(config: PPOConfig) -> None:
+    """Every role gets the same share of a rollout batch on each worker, and trains in whole micro-batches."""
+    if config.placement.local:
+        return
+    samples = _samples(config)
+    for role, size in role_sizes(config).items():
+        flags = f"--{role}_num_nodes × --{role}_num_gpus_per_node"
+        if samples % size.workers:
+            raise ValueError(
+                f"--rollout_batch_size × --n_samples_per_prompt = {samples} samples cannot be shared equally by "
+                f"{size.workers} workers ({flags}): choose a multiple of {size.workers}."
+            )
+        if role in ("actor", "critic"):
+            check_workers(config.train, size.workers, f" ({flags})")
+
+
+def colocation(config: PPOConfig) -> None:
+    place, sizes = config.placement, role_sizes(config)
+    shared = {
+        "colocate_actor_ref": ("actor", "ref"),
+        "colocate_critic_reward": ("critic", "reward"),
+        "colocate_all_models": ("actor", "critic", "ref", "reward"),
+    }
+    for flag, roles in shared.items():
+        present = [role for role in roles if role in sizes]
+        if vars(place)[flag] and len({sizes[role] for role in present}) > 1:
+            raise ValueError(
+                f"--{flag} needs the same --*_num_nodes and --*_num_gpus_per_node for {', '.join(present)}, not "
+                f"{', '.join(f'{sizes[role].nodes} × {sizes[role].gpus_per_node}' for role in present)}."
+            )
+
+
+def colocated_engines(config: PPOConfig) -> None:
+    engines, width = config.vllm.vllm_num_engines, config.vllm.vllm_tensor_parallel_size
+    actor = role_sizes(config)["actor"].workers
+    if config.placement.colocate_all_models and engines is not None and engines * width != actor:
+        raise ValueError(
+            f"--colocate_all_models puts the engines on the actor's {actor} GPUs: --vllm_num_engines {engines} × "
+            f"--vllm_tensor_parallel_size {width} must be {actor}."
+        )
+
+
+def sleep(config: PPOConfig) -> None:
+    place = config.placement
+    if config.vllm.vllm_enable_sleep and not place.colocate_all_models:
+        raise ValueError("--vllm_enable_sleep frees GPUs that engines share: it needs --colocate_all_models.")
+    shares_gpus = place.colocate_all_models or place.colocate_actor_ref or place.colocate_critic_reward
+    if config.deepspeed.deepspeed_enable_sleep and not shares_gpus:
+        raise ValueError(
+            "--deepspeed_enable_sleep frees GPUs that models share: it needs --colocate_all_models, "
+            "--colocate_actor_ref or --colocate_critic_reward."
+        )
+
+
+SHARED_RULES: tuple[Callable[[Command], None], ...] = (template, ring, micro_batches)
+SFT_RULES: tuple[Callable[[SFTConfig], None], ...] = (
+    *SHARED_RULES, dataset_shares, pretrain_mode, multiturn, answers, evaluation,
+)  # fmt: skip
+PPO_RULES: tuple[Callable[[PPOConfig], None], ...] = (
+    *SHARED_RULES, prompt_shares, reward_source, rollout_batch, estimator, critic, reference, local, engines,
+    workers, colocation, colocated_engines, sleep,
+)  # fmt: skip
+
+
+def _samples(config: PPOConfig) -> int:
+    return config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"--{name}" for name in names)

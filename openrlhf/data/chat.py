@@ -51,9 +51,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gene
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; give one with --tokenizer_chat_template")
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generation_prompt
-        )
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
     except TemplateError as error:
         raise ValueError(f"the chat template refuses this conversation ({error})") from error
     assert isinstance(text, str)

@@ -60,11 +60,11 @@ def mix(parts: list[datasets.Dataset], weights: list[float] | None, seed: int, f
     try:
         if weights is None:
             return datasets.concatenate_datasets(parts)
-        return datasets.interleave_datasets(
-            parts, probabilities=weights, seed=seed, stopping_strategy="all_exhausted"
-        )
+        return datasets.interleave_datasets(parts, probabilities=weights, seed=seed, stopping_strategy="all_exhausted")
     except ValueError as error:
-        raise ValueError(f"the data sets of {flag} have columns of different types and cannot be mixed: {error}") from error
+        raise ValueError(
+            f"the data sets of {flag} have columns of different types and cannot be mixed: {error}"
+        ) from error
 
 
 def load_source(source: str, split: str, flag: str) -> datasets.Dataset:
@@ -123,9 +123,7 @@ def _load_folder_or_hub(name: str, data_dir: str | None, flag: str) -> datasets.
     return rows
 
 
-def _take_split(
-    rows: datasets.Dataset | datasets.DatasetDict, source: str, split: str, flag: str
-) -> datasets.Dataset:
+def _take_split(rows: datasets.Dataset | datasets.DatasetDict, source: str, split: str, flag: str) -> datasets.Dataset:
     if isinstance(rows, datasets.Dataset):
         return rows
     if split not in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_prompts(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, data: DataConfig, prompts: PromptConfig
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    prompts: PromptConfig,
+    flag: str = "--prompt_data",
 ) -> list[Prompt]:
     """One prompt a usable row, in order; ``id`` is the row number, counted from 0.
 
@@ -27,31 +32,30 @@ def load_prompts(
     generation prompt stays. The column ``datasource`` names the source. Empty prompts are dropped. What was dropped
     or shortened is logged as one warning.
 
-    Raises ValueError for a row that does not fit the flags, naming it, and when no row is usable.
+    ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
+    naming it, and when no row is usable.
     """
     report = DropReport()
-    read: list[tuple[int, Row, str]] = []
+    read: list[Prompt] = []
     for number, row in enumerate(rows):
         try:
-            read.append((number, row, _text(row, tokenizer, data)))
+            text, label = _text(row, tokenizer, data), _label(row, prompts.label_key)
+            read.append(Prompt(number, text, [], label, str(row.get("datasource") or "default")))
         except UnusableRow as kind:
             report.drop(str(kind), number)
         except ValueError as error:
-            raise ValueError(f"--prompt_data row {number}: {error}") from error
-    encoded = token_ids(tokenizer, [text for _, _, text in read])
-    limit = prompts.prompt_max_len
-    for (number, _, _), tokens in zip(read, encoded, strict=True):
-        if len(tokens) > limit:
-            report.shorten("prompt over --prompt_max_len, its end is kept,", number)
+            raise ValueError(f"{flag} row {number}: {error}") from error
     report.kept = len(read)
     if not read:
-        raise ValueError(f"no row of --prompt_data can be used: {report.line()}")
+        raise ValueError(f"no row of {flag} can be used: {report.line()}")
+    encoded = token_ids(tokenizer, [prompt.text for prompt in read])
+    limit = prompts.prompt_max_len
+    for prompt, tokens in zip(read, encoded, strict=True):
+        if len(tokens) > limit:
+            report.shorten("prompt over --prompt_max_len, its end is kept,", prompt.id)
     if report.dropped or report.shortened:
-        logger.warning("--prompt_data: %s", report.line())
-    return [
-        Prompt(number, text, tokens[-limit:], _label(row, number, prompts.label_key), _source(row))
-        for (number, row, text), tokens in zip(read, encoded, strict=True)
-    ]
+        logger.warning("%s: %s", flag, report.line())
+    return [replace(prompt, tokens=tokens[-limit:]) for prompt, tokens in zip(read, encoded, strict=True)]
 
 
 def _text(row: Row, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> str:
@@ -66,15 +70,6 @@ def _text(row: Row, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> str
     return render(tokenizer, messages, generation_prompt=True)
 
 
-def _label(row: Row, number: int, key: str | None) -> str:
-    if not key:
-        return ""
-    try:
-        label = cell(row, key, "--label_key")
-    except ValueError as error:
-        raise ValueError(f"--prompt_data row {number}: {error}") from error
+def _label(row: Row, key: str | None) -> str:
+    label = cell(row, key, "--label_key") if key else None
     return "" if label is None else str(label)
-
-
-def _source(row: Row) -> str:
-    return str(row.get("datasource") or "default")

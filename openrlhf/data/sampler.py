@@ -66,7 +66,7 @@ def _batches(
             taken = order[consumed : consumed + batch_size - len(batch)]
             batch, consumed = batch + taken, consumed + len(taken)
             ended = consumed == size
-            if len(batch) == batch_size or ended and (not across_epochs or epoch == epochs - 1):
+            if len(batch) == batch_size or (ended and (not across_epochs or epoch == epochs - 1)):
                 yield batch, Cursor(epoch + 1, 0) if ended else Cursor(epoch, consumed)
                 batch = []
         consumed = 0

@@ -21,7 +21,11 @@ CHUNK = 1000
 
 
 def sft_samples(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, data: DataConfig, dataset: DatasetConfig
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    dataset: DatasetConfig,
+    flag: str = "--dataset",
 ) -> tuple[list[Sample], DropReport]:
     """One sample a usable row, in order; ``group`` is the row number, counted from 0.
 
@@ -30,12 +34,13 @@ def sft_samples(
     prompt has ``max_len`` − 2 tokens or more. With ``--pretrain_mode`` the text is taken as it is, and every token
     carries loss but the first, which nothing predicts.
 
-    Raises ValueError for a row that does not fit the flags, naming it, and when no row is usable.
+    ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
+    naming it, and when no row is usable.
     """
     read, finish = _reader(tokenizer, data, dataset), _finisher(tokenizer, dataset)
     report = DropReport()
     samples: list[Sample] = []
-    for chunk in _chunks(_texts(rows, read, report)):
+    for chunk in _chunks(_texts(rows, read, report, flag)):
         encoded = encode(tokenizer, [text for _, text in chunk])
         for (number, _), tokens in zip(chunk, encoded, strict=True):
             try:
@@ -48,7 +53,7 @@ def sft_samples(
             samples.append(Sample(torch.tensor(ids), torch.tensor(mask), group=number))
     report.kept = len(samples)
     if not samples:
-        raise ValueError(f"no row of --dataset can be trained on: {report.line()}")
+        raise ValueError(f"no row of {flag} can be trained on: {report.line()}")
     return samples, report
 
 
@@ -71,14 +76,14 @@ def _finisher(tokenizer: PreTrainedTokenizerBase, dataset: DatasetConfig) -> Cal
     return lambda encoded: _cut(encoded, dataset.max_len, eos)
 
 
-def _texts(rows: Iterable[Row], read: Reader, report: DropReport) -> Iterator[tuple[int, MarkedText]]:
+def _texts(rows: Iterable[Row], read: Reader, report: DropReport, flag: str) -> Iterator[tuple[int, MarkedText]]:
     for number, row in enumerate(rows):
         try:
             yield number, read(row)
         except UnusableRow as kind:
             report.drop(str(kind), number)
         except ValueError as error:
-            raise ValueError(f"--dataset row {number}: {error}") from error
+            raise ValueError(f"{flag} row {number}: {error}") from error
 
 
 def _chunks(texts: Iterator[tuple[int, MarkedText]]) -> Iterator[list[tuple[int, MarkedText]]]:
@@ -136,7 +141,7 @@ def _conversation(row: Row, data: DataConfig, dataset: DatasetConfig) -> tuple[l
         raise UnusableRow("empty prompt")
     if not dataset.output_key:
         if isinstance(value, str):
-            raise ValueError("the column of --input_key holds text, not a conversation; name the answer with --output_key")
+            raise ValueError("the column of --input_key holds text, not messages; name the answer with --output_key")
         messages = as_messages(value)
         return messages[:-1], messages[-1:]
     answer = cell(row, dataset.output_key, "--output_key")

@@ -34,22 +34,24 @@ def collect(
 
     Rewards are set when there is a reward function; otherwise a reward model sets them later.
     """
-    asked = [prompt for prompt in prompts for _ in range(n_samples)]
-    completions = engine.generate([prompt.tokens for prompt in asked], params)
-    samples = [make_sample(prompt, completion) for prompt, completion in zip(asked, completions, strict=True)]
+    # The group is the place in this list, not the prompt's id: a batch that reaches into the next episode may hold a
+    # prompt twice, and those are two groups.
+    asked = [(group, prompt) for group, prompt in enumerate(prompts) for _ in range(n_samples)]
+    completions = engine.generate([prompt.tokens for _, prompt in asked], params)
+    samples = [make_sample(p, completion, group) for (group, p), completion in zip(asked, completions, strict=True)]
     if reward_function is not None:
         set_rewards(samples, reward_function, tokenizer)
     return samples
 
 
-def make_sample(prompt: Prompt, completion: Completion) -> Sample:
+def make_sample(prompt: Prompt, completion: Completion, group: int) -> Sample:
     """The engine's own token ids are trained on: nothing is decoded and encoded again."""
     before, after = len(prompt.tokens), len(completion.token_ids)
     return Sample(
         tokens=torch.tensor(prompt.tokens + completion.token_ids, dtype=torch.int64),
         action_mask=torch.tensor([False] * before + [True] * after),
         rollout_log_probs=torch.tensor([0.0] * before + completion.log_probs),
-        group=prompt.id,
+        group=group,
         prompt=prompt.text,
         label=prompt.label,
         source=prompt.source,

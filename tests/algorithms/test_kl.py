@@ -20,7 +20,7 @@ def test_golden(normal, name):
     out = kl_estimate(p, q, name)
     assert out.shape == p.shape
     for got, a, b in zip(out.flatten().tolist(), p.flatten().tolist(), q.flatten().tolist(), strict=True):
-        assert got == pytest.approx(SLOW[name](a, b), rel=1e-10)
+        assert got == pytest.approx(min(max(SLOW[name](a, b), -10.0), 10.0), rel=1e-10)
 
 
 @pytest.mark.parametrize("name", KL_ESTIMATORS)

@@ -39,7 +39,7 @@ def test_whiten_golden(normal, mask, shift_mean, scale):
 
 def test_whiten_divides_by_at_least_the_root_of_1e_8():
     x = torch.tensor([[1e-6, -1e-6]], dtype=torch.float64)
-    assert masked.whiten(x, torch.ones_like(x, dtype=torch.bool)).tolist() == pytest.approx([1e-2, -1e-2])
+    assert masked.whiten(x, torch.ones_like(x, dtype=torch.bool)).tolist() == [pytest.approx([1e-2, -1e-2])]
 
 
 def test_whiten_of_equal_float32_entries_is_exactly_zero(mask):

@@ -54,7 +54,7 @@ def test_every_flag_is_read_or_refused() -> None:
         for field in fields(group)
         if field.name not in read and field.name not in NOT_BUILT
     ]
-    assert not unread
+    assert not unread, unread
 
 
 def test_flags_that_are_refused_exist() -> None:

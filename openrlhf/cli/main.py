@@ -1,0 +1,47 @@
+"""The console command: ``openrlhf VERB …`` runs the module of the verb."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+import openrlhf
+
+# Verb → module with main(argv), and what it does. A module is imported only when its verb is called.
+VERBS: dict[str, tuple[str, str]] = {
+    "sft": ("openrlhf.cli.train_sft", "supervised fine-tuning and continued pre-training"),
+    "ppo": ("openrlhf.cli.train_ppo_ray", "reinforcement learning: PPO, REINFORCE++, GRPO, RLOO"),
+    "demo": ("openrlhf.cli.demo", "the whole pipeline on a tiny model, in one process"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a verb. Ends the process with code 2 and a sentence when there is no such verb."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+    elif words[0] == "--version":
+        print(openrlhf.__version__)
+    elif words[0] not in VERBS:
+        print(_unknown(words[0]), file=sys.stderr)
+        raise SystemExit(2)
+    else:
+        importlib.import_module(VERBS[words[0]][0]).main(words[1:])
+
+
+def overview() -> str:
+    """The verbs, one a line."""
+    width = max(map(len, VERBS))
+    lines = [f"  openrlhf {verb:<{width}}  {does}" for verb, (_, does) in VERBS.items()]
+    return "\n".join([*lines, "", "openrlhf VERB --help lists the flags of a verb; openrlhf --version the version."])
+
+
+def _unknown(word: str) -> str:
+    near = difflib.get_close_matches(word, VERBS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}."
+    return f"openrlhf has no verb {word!r}; {hint}"
+
+
+if __name__ == "__main__":
+    main()

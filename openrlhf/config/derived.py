@@ -1,0 +1,54 @@
+"""What follows from the flags: read here, never written back into the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openrlhf.config.commands import PPOConfig
+
+
+@dataclass(frozen=True)
+class CriticSource:
+    """Where the critic starts. A new head is drawn when the folder is the actor's, which has none."""
+
+    path: str
+    new_head: bool
+
+
+@dataclass(frozen=True)
+class RoleSize:
+    """The machines of a role and the GPUs it has on each; one worker a GPU."""
+
+    nodes: int
+    gpus_per_node: int
+
+    @property
+    def workers(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+def critic_source(config: PPOConfig) -> CriticSource | None:
+    """The start of the critic, or None when the advantage estimator needs no critic.
+
+    Without ``--critic_pretrain`` it is the reward model, or ``--pretrain`` where a function gives the rewards.
+    Raises ValueError for an unknown estimator.
+    """
+    from openrlhf.algorithms.advantages import find_estimator  # here, so that --help does not wait for torch
+
+    if not find_estimator(config.algorithm.advantage_estimator).needs_critic:
+        return None
+    path = config.reward.critic_pretrain or config.reward.reward_pretrain or config.model.pretrain
+    return CriticSource(path, new_head=path == config.model.pretrain)
+
+
+def role_sizes(config: PPOConfig) -> dict[str, RoleSize]:
+    """The roles of the run that hold a model, by the name their flags begin with: actor, critic, ref, reward."""
+    place = config.placement
+    sizes = {"actor": RoleSize(place.actor_num_nodes, place.actor_num_gpus_per_node)}
+    if critic_source(config) is not None:
+        sizes["critic"] = RoleSize(place.critic_num_nodes, place.critic_num_gpus_per_node)
+    if config.algorithm.init_kl_coef > 0:
+        sizes["ref"] = RoleSize(place.ref_num_nodes, place.ref_num_gpus_per_node)
+    if config.reward.reward_pretrain is not None:
+        sizes["reward"] = RoleSize(place.reward_num_nodes, place.reward_num_gpus_per_node)
+    return sizes

@@ -1,0 +1,76 @@
+"""Flags that are understood but not built yet. Whoever builds one removes its line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from openrlhf.config.commands import Command, PPOConfig, defaults, flat
+
+# Flag → why any value but the default is refused.
+NOT_BUILT: dict[str, str] = {
+    "use_liger_kernel": "is not built yet: leave it out to run the model's own layers.",
+    "load_in_4bit": "is not built yet: leave it out and train the whole weights.",
+    "lora_rank": "is not built yet: leave it out and train the whole model.",
+    "lora_alpha": "is not built yet, as --lora_rank is not: leave it out.",
+    "lora_dropout": "is not built yet, as --lora_rank is not: leave it out.",
+    "target_modules": "is not built yet, as --lora_rank is not: leave it out.",
+    "aux_loss_coef": "is not built yet: leave it out and train without a load-balancing loss.",
+    "ring_attn_size": "is not built yet: leave it out and keep each sequence on one GPU.",
+    "ring_head_stride": "is not built yet, as --ring_attn_size is not: leave it out.",
+    "use_ms": "is not built yet: download from ModelScope first and name the folder.",
+    "train_split": "never had an effect: use --dataset_split.",
+    "deepcompile": "is not built yet: leave it out.",
+    "ds_tensor_parallel_size": "is not built yet: leave it out and partition the weights with --zero_stage 3.",
+    "save_steps": "is not built yet: leave it out; the model is saved to --save_path at the end.",
+    "load_checkpoint": "is not built yet: leave it out and start from the beginning.",
+    "save_hf_ckpt": "is not built yet, as --save_steps is not: leave it out.",
+    "disable_ds_ckpt": "is not built yet, as --save_steps is not: leave it out.",
+    "use_ds_universal_ckpt": "is not built yet, as --load_checkpoint is not: leave it out.",
+    "freezing_actor_steps": "is not built yet: leave it out and train actor and critic from the first step.",
+    "ptx_coef": "never had an effect: leave it out.",
+    "enable_ema": "is not built yet: leave it out and save the actor itself.",
+    "ema_beta": "is not built yet, as --enable_ema is not: leave it out.",
+    "actor_init_on_gpu": "never had an effect: leave it out.",
+    "perf": "never had an effect: leave it out.",
+    "vllm_sync_with_ray": "is not built yet: leave it out and choose --vllm_sync_backend nccl or gloo.",
+}
+
+NOT_BUILT_IN: dict[type[Command], dict[str, str]] = {
+    PPOConfig: {
+        "eval_dataset": "is not built yet for this command: leave it out and follow the reward of the rollouts.",
+        "eval_split": "is not built yet for this command, as --eval_dataset is not: leave it out.",
+        "eval_steps": "is not built yet for this command, as --eval_dataset is not: leave it out.",
+        "eval_temperature": "is not built yet for this command, as --eval_dataset is not: leave it out.",
+        "eval_n_samples_per_prompt": "is not built yet for this command, as --eval_dataset is not: leave it out.",
+        "max_len": "is not built yet for this command: use --prompt_max_len and --generate_max_len.",
+    }
+}
+
+# Flag, the values that are refused, and why.
+NOT_BUILT_VALUES: list[tuple[str, Callable[[Any], bool], str]] = [
+    ("reward_pretrain", lambda names: "," in names, "with several reward models is not built yet: name one."),
+    ("remote_rm_url", lambda url: "," in url, "with several addresses is not built yet: name one .py file."),
+    (
+        "remote_rm_url",
+        lambda url: url.startswith(("http://", "https://")),
+        "with an HTTP address is not built yet: name a .py file that defines reward_func.",
+    ),
+    (
+        "vllm_num_engines",
+        lambda engines: engines == 0,
+        "0, which samples without vLLM, is not built yet on a cluster: start at least 1 engine, or give --local.",
+    ),
+]
+
+
+def check_built(config: Command) -> None:
+    """Raise ValueError for a flag, or a value of one, that is not built yet."""
+    default, values = defaults(type(config)), flat(config)
+    sentences = {**NOT_BUILT, **NOT_BUILT_IN.get(type(config), {})}
+    for name, sentence in sentences.items():
+        if name in values and values[name] != default[name]:
+            raise ValueError(f"--{name} {sentence}")
+    for name, refused, sentence in NOT_BUILT_VALUES:
+        if values.get(name) is not None and refused(values[name]):
+            raise ValueError(f"--{name} {sentence}")

@@ -1,0 +1,147 @@
+"""Attention for packed rows without the flash-attn package, registered with Transformers.
+
+With ``cu_seq_lens_q`` among its arguments the function attends inside each segment only; without, it is Transformers'
+own scaled-dot-product attention. On CUDA in half precision the segments go through torch's variable-length
+FlashAttention, elsewhere through one scaled-dot-product call for each run of equally long segments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "openrlhf"
+_mask_wanted: ContextVar[bool] = ContextVar("mask_wanted", default=True)
+
+
+@contextmanager
+def no_attention_mask() -> Iterator[None]:
+    """Inside, Transformers builds no (N, N) mask: the segment borders say everything."""
+    token = _mask_wanted.set(False)
+    try:
+        yield
+    finally:
+        _mask_wanted.reset(token)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The attention function as Transformers calls it: query (B, heads, T, D), key and value (B, kv_heads, T, D).
+
+    Returns (B, T, heads, D). Raises ValueError for a variant of attention that packing does not know.
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **options
+        )
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if unknown:
+        raise ValueError(f"--packing_samples does not support this model's attention ({unknown[0]}); leave it out")
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _varlen() is not None:
+        return _attend_varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
+    lengths = cu_seq_lens_q.diff().tolist()
+    return _attend_segments(query, key, value, lengths, dropout, scaling, sliding_window), None
+
+
+def _attend_segments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """One call for each run of neighbouring segments of one length: (1, heads, N, D) → (1, N, heads, D)."""
+    runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths) if length > 0]
+    pieces = zip(*(x[0].split([length * count for length, count in runs], dim=1) for x in (query, key, value)))
+    outputs = []
+    for (length, count), piece in zip(runs, pieces):
+        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in piece)  # (count, heads, length, D)
+        mask = None if window is None or length <= window else _window_mask(length, window, query.device)
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None]
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """(length, length) bool: a token sees itself and the ``window`` − 1 tokens before it."""
+    at = torch.arange(length, device=device)
+    distance = at[:, None] - at
+    return (distance >= 0) & (distance < window)
+
+
+@cache
+def _varlen() -> Callable[..., Tensor] | None:
+    """torch's variable-length FlashAttention, where this torch has it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+@cache
+def _varlen_takes(option: str) -> bool:
+    function = _varlen()
+    return function is not None and option in inspect.signature(function).parameters
+
+
+def _attend_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    borders: Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    function = _varlen()
+    assert function is not None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D)
+    options: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if _varlen_takes("enable_gqa"):
+            options["enable_gqa"] = True
+        else:  # torch 2.11
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    if scaling is not None:
+        if _varlen_takes("scale"):
+            options["scale"] = scaling
+        else:
+            q = q * (scaling * q.shape[-1] ** 0.5)
+    left = -1 if window is None else window - 1
+    return function(q, k, v, borders, borders, longest, longest, window_size=(left, 0), **options)[None]
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    return sdpa_mask(*args, **kwargs) if _mask_wanted.get() else None
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, _mask)

@@ -1,0 +1,43 @@
+"""Cutting a batch over ranks and putting the answers together, without Ray's processes."""
+
+import pytest
+import torch
+
+from openrlhf.types import Sample, collate
+
+pytest.importorskip("ray")
+from openrlhf.cluster.group import merge, shard
+
+
+def batch_of(lengths: list[int]):
+    return collate(
+        [Sample(torch.full((n,), i), torch.ones(n, dtype=torch.bool)) for i, n in enumerate(lengths)], pad_token_id=99
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_merge_undoes_shard(ranks):
+    batch = batch_of([3, 1, 4, 1, 5, 2, 6])
+    shards = shard(batch, ranks)
+    assert len({len(part) for part in shards}) == 1
+    tokens = [torch.where(part.attention_mask, part.tokens, 0).float() for part in shards]
+    merged = merge(tokens, len(batch), batch.tokens.shape[1])
+    assert torch.equal(merged, torch.where(batch.attention_mask, batch.tokens, 0).float())
+    assert merge([part.tokens[:, 0] for part in shards], len(batch), 0).tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_mini_batches_of_all_ranks_are_those_of_one(ranks):
+    batch = batch_of([2] * 16)
+    for start in range(0, 16, 8):
+        rows = [
+            row
+            for part in shard(batch, ranks)
+            for row in part.select(slice(start // ranks, (start + 8) // ranks)).tokens[:, 0].tolist()
+        ]
+        assert sorted(rows) == list(range(start, start + 8))
+
+
+def test_filled_rows_carry_no_loss():
+    shards = shard(batch_of([2, 2, 2]), 2)
+    assert sum(int(part.action_mask.sum()) for part in shards) == 6
