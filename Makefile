@@ -37,9 +37,9 @@ demo: $(VENV)/.base
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow and not cluster and not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not slow and not cluster and not gpu" --ignore=tests/cluster $(PYTEST_ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/pytest -m "not gpu" $(PYTEST_ARGS)

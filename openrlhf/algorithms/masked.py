@@ -69,7 +69,7 @@ def leave_one_out_mean(x: Tensor, groups: Tensor, members: Tensor | None = None)
     counted = _everyone(x) if members is None else members
     own = zero_outside(x.double(), counted)
     others = _group_count(groups, counted) - counted.double()
-    mean = (_group_sum(x, groups, counted) - own) / others.clamp(min=1)
+    mean = (_group_sum(x, groups, counted) - own) / others  # not a number where there are none, and then not taken
     return torch.where(others > 0, mean, own).to(x.dtype)
 
 

@@ -27,12 +27,14 @@ try:
 except ImportError as error:
     raise ImportError('DeepSpeed is not installed: pip install "openrlhf[deepspeed]"') from error
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from openrlhf.backends import deepspeed_states
 from openrlhf.backends.deepspeed_config import clips_by_hand, frozen_config, train_config
 from openrlhf.backends.local import lr_schedule
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
+from openrlhf.models.load import save_model
 from openrlhf.training.roles import StepStats
 
 OLDEST = "0.19.8"
@@ -61,9 +63,11 @@ def init_distributed(timeout: timedelta = timedelta(minutes=60)) -> torch.device
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    if not dist.is_initialized():
-        alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, **alone)
+    backend = "nccl" if on_gpu else "gloo"
+    if not dist.is_initialized() and "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    elif not dist.is_initialized():
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(verbose=False)
     return torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
 
@@ -157,9 +161,19 @@ class DeepSpeedTrain:
 
         At stage 3 a tensor is whole only until the next one is asked for: copy what must last.
         """
-        for bucket in _buckets(hf_tensors(self.model.module)):
+        for bucket in _buckets(_hf_tensors(self.model.module.hf)):
             with _gathered([tensor for _, tensor in bucket]):
                 yield from ((name, tensor.detach()) for name, tensor in bucket)
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write a Hugging Face folder. Collective: rank 0 gathers the weights in host memory and writes them."""
+        if self.rank == 0:
+            weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights()}
+            save_model(self.model.module, folder, tokenizer, weights)
+        else:
+            for _ in self.full_weights():
+                pass
+        dist.barrier()
 
     def offload(self) -> None:
         """Weights, master weights and optimizer moments to host memory until ``onload``."""
@@ -193,8 +207,13 @@ def partitioned_load(config: dict[str, Any]) -> Iterator[None]:
         del alive
 
 
-def hf_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.hf.named_parameters()
+def _hf_tensors(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What belongs into a Hugging Face folder, tied weights once; still sharded at stage 3."""
+    seen: set[int] = set()
+    for name, tensor in hf.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
 
 
 def _buckets(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
@@ -202,15 +221,19 @@ def _buckets(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, 
     bucket: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in tensors:
-        elements = tensor.ds_numel if is_zero_param(tensor) else tensor.numel()
-        grown = size + elements * tensor.element_size()
-        if bucket and grown > GATHER_BYTES:
+        whole = _elements(tensor) * tensor.element_size()
+        if bucket and size + whole > GATHER_BYTES:
             yield bucket
-            bucket, grown = [], grown - size
+            bucket, size = [], 0
         bucket.append((name, tensor))
-        size = grown
+        size += whole
     if bucket:
         yield bucket
+
+
+def _elements(tensor: Any) -> int:
+    """Elements of the whole tensor; DeepSpeed keeps the number where the shard does not tell it."""
+    return int(tensor.ds_numel if is_zero_param(tensor) else tensor.numel())
 
 
 def _gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:

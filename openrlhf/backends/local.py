@@ -67,7 +67,8 @@ class LocalTrain:
         return x
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.model.state_dict().items()
+        for name, tensor in self.model.state_dict().items():
+            yield name.removeprefix("hf."), tensor
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         save_model(self.model, folder, tokenizer)

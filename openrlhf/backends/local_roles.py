@@ -13,11 +13,18 @@ from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import critic_source
-from openrlhf.models.load import load_causal_lm, load_score_model
+from openrlhf.models.load import load_causal_lm
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import RolloutEngine
 from openrlhf.rollout.rewards import load_reward_function
-from openrlhf.training.members import CriticMember, PolicyMember, ReferenceMember, RewardMember
+from openrlhf.training.members import (
+    CriticMember,
+    PolicyMember,
+    ReferenceMember,
+    RewardMember,
+    load_critic,
+    load_reward_model,
+)
 from openrlhf.training.roles import Absent, Roles, done
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
@@ -101,7 +108,7 @@ def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
     critic: Absent | LocalCritic = Absent()
     source = critic_source(config)
     if source is not None:
-        model = load_score_model(source.path, config.model, new_head=source.new_head).to(device)
+        model = load_critic(source, config).to(device)
         critic = LocalCritic(CriticMember(trained(model, algorithm.critic_learning_rate), config), tokenizer)
     reference: Absent | LocalReference = Absent()
     if algorithm.init_kl_coef > 0:
@@ -109,7 +116,7 @@ def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
         reference = LocalReference(ReferenceMember(frozen, config))
     reward: Absent | LocalReward = Absent()
     if config.reward.reward_pretrain and not config.reward.remote_rm_url:
-        scorer = load_score_model(config.reward.reward_pretrain, config.model, new_head=False).to(device)
+        scorer = load_reward_model(config).to(device)
         reward = LocalReward(RewardMember(LocalForward(scorer), config))
     actor = LocalActor(PolicyMember(trained(policy, algorithm.actor_learning_rate), config), tokenizer)
     rollout = LocalRollout(HFGenerate(policy.hf), config, tokenizer)

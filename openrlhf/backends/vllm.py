@@ -1,7 +1,7 @@
 """vLLM as a rollout engine. Ray-free: the cluster layer builds a `VLLMEngine` inside an actor and calls it from there.
 
-vLLM is imported when an engine is built (it takes seconds and wants its environment set before; see `engine_environment`),
-so importing this module costs nothing and needs no vLLM.
+vLLM is imported when an engine is built: it takes seconds, and wants the variables of `engine_environment` set before.
+So importing this module costs nothing and needs no vLLM.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def request_seed(seed: int, index: int) -> int:
 class VLLMEngine:
     """One engine; `RolloutEngine` in rollout/engine.py.
 
-    ``log_probs`` are log-softmax(logits / temperature) in float32 (temperature 1 when greedy), as the trainer computes them,
-    with two exceptions that vLLM makes in what it samples from: with ``top_p`` below 1 they are renormalized over the kept
-    tokens, and in the first ``min_new_tokens`` positions over the tokens that do not end the response.
+    ``log_probs`` are log-softmax(logits / temperature) in float32 (temperature 1 when greedy), as the trainer computes
+    them, with two exceptions that follow what vLLM samples from: with ``top_p`` below 1 they are renormalized over the
+    kept tokens, and in the first ``min_new_tokens`` positions over the tokens that do not end the response.
 
     A response ends at the model's own end-of-text tokens or at ``stop_token_ids``; either stays in ``token_ids``.
     """
@@ -107,7 +107,7 @@ class VLLMEngine:
         """One completion a prompt, in order.
 
         ``seeds`` has one entry a prompt. Without it, and with ``params.seed``, prompt i of this call gets
-        `request_seed` (params.seed, i); whoever divides one rollout among engines passes its own, numbered over the whole.
+        `request_seed` (params.seed, i); whoever divides a rollout among engines passes seeds numbered over the whole.
 
         Raises:
             RuntimeError: the engine sleeps, or an interrupted weight sync left it with a mixture of weights.
@@ -128,7 +128,7 @@ class VLLMEngine:
     def init_weight_transfer(self, group: TransferGroup, first_worker: int) -> None:
         """Meet the trainer's `WeightSender`, which must be inside ``connect`` meanwhile.
 
-        ``first_worker``: engine number × tensor-parallel size. TimeoutError if the trainer or another engine stays away.
+        ``first_worker``: engine number × tensor-parallel size. TimeoutError if the trainer or an engine stays away.
         """
         self._llm.collective_rpc("join_weight_transfer", args=(asdict(group), first_worker))
 

@@ -1,12 +1,13 @@
 """New weights from the trainer's processes to the engines' workers, in buckets, without vLLM and without Ray.
 
-A `TCPStore` on trainer rank 0 carries the words (names, shapes, "finished", "failed"); the bytes travel as flat buckets of
-one dtype, by broadcast over a process group of their own (``gloo``: CPU tensors over TCP; ``nccl``: GPU to GPU) or as a handle
-to the trainer's memory (``ipc``: same GPU, or same machine for CPU tensors). Trainer rank 0 and all workers of all engines
-form the broadcast group, so its size is 1 + engines × tensor-parallel size. Every wait ends at the group's timeout with an
-error that names who waited for whom; after any error the group is spent and both sides open a new one.
+A `TCPStore` on trainer rank 0 carries the words (names, shapes, "finished", "failed"). The bytes travel as flat buckets
+of one dtype: by broadcast over a process group of their own (``gloo``: CPU tensors over TCP; ``nccl``: GPU to GPU), or
+as a handle to the trainer's memory (``ipc``: same GPU, or same machine for CPU tensors). Trainer rank 0 and all workers
+of all engines form the broadcast group, so its size is 1 + engines × tensor-parallel size. Every wait ends at the
+group's timeout with an error that names who waited for whom; after any error the group is spent, and both sides open a
+new one.
 
-Only the CUDA half of ``ipc`` and ``nccl`` need a GPU to be proved; ``gloo`` and ``ipc`` over CPU memory run in the tests.
+``gloo``, and ``ipc`` over CPU memory, run in the tests; only GPUs can prove ``nccl``, and ``ipc`` over CUDA memory.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.reduction import ForkingPickler
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -65,7 +67,7 @@ class Channel(Protocol):
 
 
 class WeightSender:
-    """The trainer's end. Rank 0 hosts it; with ``ipc`` every trainer rank whose GPU an engine shares has one (`peer`)."""
+    """The trainer's end: on rank 0 (`host`), and with ``ipc`` on every rank whose GPU an engine shares (`peer`)."""
 
     def __init__(self, group: TransferGroup, store: dist.TCPStore, device: torch.device, hosting: bool) -> None:
         self.group = group
@@ -77,7 +79,13 @@ class WeightSender:
 
     @classmethod
     def host(
-        cls, address: str, workers: int, backend: SyncBackend, dtype: str, device: torch.device, timeout_s: float = 600.0
+        cls,
+        address: str,
+        workers: int,
+        backend: SyncBackend,
+        dtype: str,
+        device: torch.device,
+        timeout_s: float = 600.0,
     ) -> WeightSender:
         """Open the meeting place on a free port; `group` then says where it is."""
         store = dist.TCPStore(address, 0, None, True, timedelta(seconds=timeout_s), wait_for_workers=False)
@@ -91,7 +99,7 @@ class WeightSender:
         return cls(group, _visit(group, "a trainer rank"), device, hosting=False)
 
     def connect(self) -> None:
-        """Meet all workers; call it while every engine is inside ``init_weight_transfer``. TimeoutError if one stays away."""
+        """Meet all workers, while every engine is inside ``init_weight_transfer``; TimeoutError if one stays away."""
         who = f"The trainer waited for {self.group.workers} engine workers to join the weight transfer"
         self._channel = _open_channel(self.group, self._store, 0, self._device, who)
 
@@ -101,8 +109,9 @@ class WeightSender:
         Tensors are copied one at a time, so an iterator may free each before it yields the next.
 
         Raises:
-            RuntimeError: the group is not connected, or spent by an earlier error; or an engine could not load the weights.
+            RuntimeError: the group is not connected (or spent by an error), or an engine could not load the weights.
             TimeoutError: an engine did not take a bucket, or did not finish, within the group's timeout.
+            ConnectionError: an engine's process ended.
         """
         if self._channel is None:
             raise RuntimeError("The weight transfer is not connected (or failed before): connect a new group first.")
@@ -157,6 +166,7 @@ class WeightReceiver:
         Raises:
             RuntimeError: the trainer failed on its side, or sends another version than ``version``.
             TimeoutError: the trainer sent nothing within the group's timeout.
+            ConnectionError: the trainer's process ended.
         """
         sync, index = f"sync{self._syncs}", 0
         self._syncs += 1
@@ -167,7 +177,8 @@ class WeightReceiver:
             if "error" in header:
                 raise RuntimeError(f"The trainer stopped sending weight version {version}: {header['error']}")
             if header["version"] != version:
-                raise RuntimeError(f"{self._me} expected weight version {version}, the trainer sends {header['version']}.")
+                sent = header["version"]
+                raise RuntimeError(f"{self._me} expected weight version {version}, the trainer sends {sent}.")
             if "names" not in header:
                 return
             sizes = [math.prod(shape) for shape in header["shapes"]]
@@ -180,8 +191,8 @@ class WeightReceiver:
         _arrive(self._store, f"sync{self._syncs - 1}/loaded", self._group.workers)
 
     def refuse(self, rest: Iterator[Bucket], error: Exception) -> None:
-        """Tell the trainer that the weights just received were not loaded, after taking the rest of them off its hands."""
-        with suppress(RuntimeError, TimeoutError, ConnectionError):  # the trainer's own failure is known already
+        """Tell the trainer that the weights were not loaded, after taking the rest of them off its hands."""
+        with suppress(RuntimeError, TimeoutError, ConnectionError):  # then the trainer has an error of its own
             for _ in rest:
                 pass
             self._store.set(f"sync{self._syncs - 1}/loaded", f"{self._me}: {type(error).__name__}: {error}")
@@ -205,7 +216,7 @@ def _flat_buckets(
             yield names, shapes, buffer[:filled]
             names, shapes, filled = [], [], 0
         if size > capacity:  # one tensor larger than a bucket is a bucket of its own
-            yield [name], [list(tensor.shape)], tensor.detach().to(memory, dtype).flatten()
+            yield [name], [list(tensor.shape)], tensor.detach().to(memory, dtype, copy=True).flatten()
             continue
         buffer[filled : filled + size].copy_(tensor.detach().reshape(-1))
         names.append(name)
@@ -222,7 +233,10 @@ class _Broadcast:
         self._dtype, self._timeout, self._who = group.torch_dtype, group.timeout, who
         self._memory = torch.device("cpu") if group.backend == "gloo" else device
         size = group.workers + 1
-        self._backend = _process_group(group.backend, dist.PrefixStore("group", store), rank, size, group.timeout)
+        try:
+            self._backend = _process_group(group.backend, dist.PrefixStore("group", store), rank, size, group.timeout)
+        except RuntimeError as error:
+            raise _in_vain(who, group.timeout) from error
         self._run(torch.zeros(1, dtype=self._dtype, device=self._memory))  # NCCL connects at its first collective
 
     def send(self, key: str, flat: Tensor) -> None:
@@ -241,17 +255,20 @@ class _Broadcast:
     def _run(self, flat: Tensor) -> None:
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor, options.timeout = 0, 0, self._timeout
+        started = time.monotonic()
         try:
             self._backend.broadcast([flat], options).wait(self._timeout)
         except RuntimeError as error:
-            raise TimeoutError(f"{self._who}, in vain (limit {self._timeout.total_seconds():g} s): {error}") from error
+            if time.monotonic() - started < self._timeout.total_seconds():
+                raise ConnectionError(f"{self._who}, but the connection broke: {error}") from error
+            raise _in_vain(self._who, self._timeout) from error
 
 
 class _SharedMemory:
     """Buckets as handles to the sender's memory; a worker copies a bucket out and says so before the sender goes on.
 
-    On a GPU both sides must sit on the same device: each trainer rank serves the workers of its own GPU, told apart by the
-    GPU's UUID. On CPU the memory is a shared file of this machine.
+    On a GPU both sides must sit on the same device: each trainer rank serves the workers of its own GPU, told apart by
+    the GPU's UUID. On CPU the memory is a shared file of this machine (in /dev/shm, which must hold a bucket).
     """
 
     def __init__(self, group: TransferGroup, store: dist.Store, rank: int, device: torch.device, who: str) -> None:
@@ -264,7 +281,8 @@ class _SharedMemory:
         else:
             store.add(f"workers/{self._place}", 1)
             _arrive(store, "joined", group.workers)
-            _await(store, f"sender/{self._place}", group.timeout, f"{who} (vllm_sync_backend ipc wants one on the same GPU)")
+            same = f"{who} (--vllm_sync_backend ipc wants a trainer rank on the same GPU)"
+            _await(store, f"sender/{self._place}", group.timeout, same)
         _await(store, "joined", group.timeout, who)
         self._workers_here = store.add(f"workers/{self._place}", 0)
 
@@ -273,14 +291,15 @@ class _SharedMemory:
             return
         if flat.device.type == "cuda":
             torch.cuda.synchronize(flat.device)
-        self._store.set(f"{key}/{self._place}", bytes(ForkingPickler.dumps(reduce_tensor(flat))))
+        self._store.set(f"{key}/{self._place}", bytes(ForkingPickler.dumps(reduce_tensor(flat))).hex())
         who = f"The trainer waited for the engines on its device to copy the weights' bucket {key}"
         _await(self._store, f"{key}/{self._place}/copied", self._timeout, who)
         self._store.delete_key(f"{key}/{self._place}")
 
     def receive(self, key: str, numel: int) -> Tensor:
         who = f"An engine worker waited for the trainer's handle of the weights' bucket {key}"
-        rebuild, arguments = pickle.loads(_await(self._store, f"{key}/{self._place}", self._timeout, who))
+        handle = _await(self._store, f"{key}/{self._place}", self._timeout, who).decode()
+        rebuild, arguments = pickle.loads(bytes.fromhex(handle))
         if rebuild is rebuild_cuda_tensor:  # argument 6 is the sender's number for the GPU; ours can be another
             arguments = (*arguments[:6], self._device.index, *arguments[7:])
         flat = rebuild(*arguments).clone()
@@ -297,13 +316,11 @@ class _SharedMemory:
 def _open_channel(group: TransferGroup, store: dist.Store, rank: int, device: torch.device, who: str) -> Channel:
     if group.backend == "ipc":
         return _SharedMemory(group, store, rank, device, who)
-    try:
-        return _Broadcast(group, store, rank, device, who)
-    except RuntimeError as error:
-        raise TimeoutError(f"{who}, in vain (limit {group.timeout_s:g} s): {error}") from error
+    return _Broadcast(group, store, rank, device, who)
 
 
-def _process_group(backend: SyncBackend, store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Backend:
+def _process_group(backend: SyncBackend, store: dist.Store, rank: int, size: int, timeout: timedelta) -> Any:
+    """A ``ProcessGroupGloo`` or ``ProcessGroupNCCL``, whose collectives torch's type stubs leave out."""
     if backend == "gloo":
         return dist.ProcessGroupGloo(store, rank, size, timeout)
     options = dist.ProcessGroupNCCL.Options()
@@ -324,9 +341,13 @@ def _await(store: dist.Store, key: str, timeout: timedelta, who: str) -> bytes:
         store.wait([key], timeout)
         return store.get(key)
     except dist.DistStoreError as error:
-        raise TimeoutError(f"{who}, in vain (limit {timeout.total_seconds():g} s).") from error
+        raise _in_vain(who, timeout) from error
     except dist.DistError as error:
         raise ConnectionError(f"{who}, but the trainer's store is gone: {error}") from error
+
+
+def _in_vain(who: str, timeout: timedelta) -> TimeoutError:
+    return TimeoutError(f"{who}, in vain (limit {timeout.total_seconds():g} s).")
 
 
 def _arrive(store: dist.Store, key: str, expected: int) -> None:

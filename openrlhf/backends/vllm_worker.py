@@ -1,8 +1,8 @@
 """What runs inside each vLLM worker process: take new weights into the running model.
 
-vLLM mixes `WeightWorker` into its own worker class (``worker_extension_cls``). This, and vLLM's layer-wise reload, are the
-same from vLLM 0.20 to 0.32, while its weight-transfer classes changed shape in between. The layer-wise reload is needed because
-a running model no longer holds checkpoint-shaped parameters (on CPU in float32 they are packed and emptied at the start).
+vLLM mixes `WeightWorker` into its own worker class (``worker_extension_cls``). This, and vLLM's layer-wise reload, are
+the same from vLLM 0.20 to 0.32, while its weight-transfer classes changed shape in between. The layer-wise reload is
+needed because a running model no longer holds checkpoint-shaped parameters (on CPU they are packed and emptied).
 """
 
 from __future__ import annotations
@@ -61,8 +61,19 @@ def replace_weights(model: Any, vllm_config: VllmConfig, device: torch.device, b
                 missing -= model.load_weights(bucket)
         finally:  # also after an error: a half-filled layer would count its old half into the next sync
             finalize_layerwise_reload(model, vllm_config.model_config)
+        if device.type == "cpu":
+            _pack_output_heads(model)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise ValueError(f"The trainer sent no weights for {len(missing)} of the engine's parameters, such as {some}.")
+
+
+def _pack_output_heads(model: Any) -> None:
+    """On CPU the output head multiplies by a packed copy, which the reload leaves stale when the head is tied."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

@@ -12,8 +12,15 @@ from torch import Tensor
 from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import critic_source
-from openrlhf.models.load import load_causal_lm, load_score_model, load_tokenizer
-from openrlhf.training.members import CriticMember, PolicyMember, ReferenceMember, RewardMember
+from openrlhf.models.load import load_causal_lm, load_tokenizer
+from openrlhf.training.members import (
+    CriticMember,
+    PolicyMember,
+    ReferenceMember,
+    RewardMember,
+    load_critic,
+    load_reward_model,
+)
 from openrlhf.types import Batch, Metrics
 
 
@@ -118,7 +125,7 @@ class CriticWorker(Worker):
         source = critic_source(config)
         assert source is not None
         engine = DeepSpeedTrain(
-            lambda: load_score_model(source.path, config.model, new_head=source.new_head),
+            lambda: load_critic(source, config),
             config.model,
             config.optim,
             config.train,
@@ -164,10 +171,8 @@ class RewardWorker(Worker):
         from openrlhf.backends.deepspeed import DeepSpeedForward
 
         config = self.config
-        path = config.reward.reward_pretrain
-        assert path is not None
         engine = DeepSpeedForward(
-            lambda: load_score_model(path, config.model, new_head=False),
+            lambda: load_reward_model(config),
             config.model,
             config.deepspeed.zero_stage,
             config.reward.ref_reward_offload,

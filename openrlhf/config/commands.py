@@ -80,6 +80,8 @@ DEFAULTS: dict[type[Command], dict[str, Any]] = {
 
 RUN_PREFIX: dict[type[Command], str] = {SFTConfig: "sft_", PPOConfig: "ppo_"}
 
+HIDDEN = "true"  # as in --use_wandb true: the machine is logged in, or WANDB_API_KEY is set
+
 # Flags that belong to a group of the command but mean nothing to the command.
 WITHOUT: dict[type[Command], frozenset[str]] = {
     SFTConfig: frozenset({"value_head_prefix", "deepspeed_enable_sleep"}),
@@ -127,8 +129,11 @@ def build(command: type[C], values: Mapping[str, Any]) -> C:
 
 
 def flat(config: Command) -> dict[str, Any]:
-    """Every flag of the command and its value."""
+    """Every flag of the command and its value, fit to be shown: of a secret, only that it is set (``"true"``)."""
     command = type(config)
-    return {
-        flag: vars(vars(config)[name])[flag] for name, group in groups(command).items() for flag in flags(command, group)
-    }
+    shown = {}
+    for name, group in groups(command).items():
+        for flag, declared in flags(command, group).items():
+            value = vars(vars(config)[name])[flag]
+            shown[flag] = HIDDEN if declared.metadata["secret"] and value is not None else value
+    return shown

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from openrlhf.config.commands import PPOConfig
+from openrlhf.config.groups import DeepSpeedConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ def critic_source(config: PPOConfig) -> CriticSource | None:
         return None
     path = config.reward.critic_pretrain or config.reward.reward_pretrain or config.model.pretrain
     return CriticSource(path, new_head=path == config.model.pretrain)
+
+
+def needs_deepspeed(config: DeepSpeedConfig) -> list[str]:
+    """The flags, with their dashes, that only DeepSpeed can serve.
+
+    ``--zero_stage`` is not among them: a single process holds the one part of whatever is partitioned.
+    """
+    own = [f for f in fields(config) if f.name != "zero_stage"]
+    return [f"--{f.name}" for f in own if vars(config)[f.name] != f.default]
 
 
 def role_sizes(config: PPOConfig) -> dict[str, RoleSize]:

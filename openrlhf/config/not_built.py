@@ -7,7 +7,7 @@ from typing import Any
 
 from openrlhf.config.commands import Command, PPOConfig, defaults, flat
 
-# Flag → why any value but the default is refused.
+# Flag → why any value but its default is refused.
 NOT_BUILT: dict[str, str] = {
     "use_liger_kernel": "is not built yet: leave it out to run the model's own layers.",
     "load_in_4bit": "is not built yet: leave it out and train the whole weights.",
@@ -20,9 +20,14 @@ NOT_BUILT: dict[str, str] = {
     "ring_head_stride": "is not built yet, as --ring_attn_size is not: leave it out.",
     "use_ms": "is not built yet: download from ModelScope first and name the folder.",
     "train_split": "never had an effect: use --dataset_split.",
+    "eval_temperature": "is not built yet, as --eval_dataset is not for this command: leave it out.",
+    "eval_n_samples_per_prompt": "is not built yet, as --eval_dataset is not for this command: leave it out.",
     "deepcompile": "is not built yet: leave it out.",
     "ds_tensor_parallel_size": "is not built yet: leave it out and partition the weights with --zero_stage 3.",
     "save_steps": "is not built yet: leave it out; the model is saved to --save_path at the end.",
+    "ckpt_path": "is not built yet, as --save_steps is not: leave it out.",
+    "max_ckpt_num": "is not built yet, as --save_steps is not: leave it out.",
+    "max_ckpt_mem": "is not built yet, as --save_steps is not: leave it out.",
     "load_checkpoint": "is not built yet: leave it out and start from the beginning.",
     "save_hf_ckpt": "is not built yet, as --save_steps is not: leave it out.",
     "disable_ds_ckpt": "is not built yet, as --save_steps is not: leave it out.",
@@ -41,8 +46,6 @@ NOT_BUILT_IN: dict[type[Command], dict[str, str]] = {
         "eval_dataset": "is not built yet for this command: leave it out and follow the reward of the rollouts.",
         "eval_split": "is not built yet for this command, as --eval_dataset is not: leave it out.",
         "eval_steps": "is not built yet for this command, as --eval_dataset is not: leave it out.",
-        "eval_temperature": "is not built yet for this command, as --eval_dataset is not: leave it out.",
-        "eval_n_samples_per_prompt": "is not built yet for this command, as --eval_dataset is not: leave it out.",
         "max_len": "is not built yet for this command: use --prompt_max_len and --generate_max_len.",
     }
 }

@@ -15,9 +15,8 @@ import yaml
 
 from openrlhf.config.commands import C, Command, build, defaults, flags, flat, groups, types
 
-__all__ = ["flat", "parse", "read", "write_yaml"]
+__all__ = ["flat", "parse", "parse_flags", "read", "write_yaml"]
 
-HIDDEN_KEY = "true"  # as in --use_wandb true: the machine is logged in, or WANDB_API_KEY is set
 NUMBER_LIKE_A_FLAG = re.compile(r"-(\d*\.?\d*e[+-]?\d+|inf)", re.IGNORECASE)
 
 
@@ -32,7 +31,7 @@ def parse(command: type[C], argv: Sequence[str] | None = None) -> C:
 
 def read(command: type[C], argv: Sequence[str]) -> C:
     """As ``parse``, but raises ValueError."""
-    given = _given(command, argv)
+    given = parse_flags(command, argv)
     file = given.pop("config", None)
     config = build(command, {**(_read_yaml(command, Path(file)) if file is not None else {}), **given})
     from openrlhf.config.rules import check  # here, so that --help does not wait for torch
@@ -43,13 +42,9 @@ def read(command: type[C], argv: Sequence[str]) -> C:
 
 def write_yaml(config: Command, path: Path) -> None:
     """Write every flag and its value, so that ``--config path`` repeats the run. Secrets are left out."""
-    declared = {name: f for group in groups(type(config)).values() for name, f in flags(type(config), group).items()}
-    resolved = {
-        name: HIDDEN_KEY if declared[name].metadata["secret"] and value else _plain(value)
-        for name, value in flat(config).items()
-    }
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in flat(config).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,8 +100,8 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def _given(command: type[Command], argv: Sequence[str]) -> dict[str, Any]:
-    """The flags in ``argv``, with their values."""
+def parse_flags(command: type[Command], argv: Sequence[str]) -> dict[str, Any]:
+    """The flags in ``argv`` and their values; no defaults, no rules. Raises ValueError."""
     # argparse takes -1e-3 and -inf for flags unless a space stands before them.
     spaced = [f" {word}" if NUMBER_LIKE_A_FLAG.fullmatch(word) else word for word in argv]
     known, rest = _parser(command).parse_known_args(spaced)
@@ -135,27 +130,21 @@ def _read_yaml(command: type[Command], path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold one flag a line, as in `train_batch_size: 128`.")
     try:
-        empty = {name: _empty(command, str(name)) for name, value in content.items() if value is None}
-        words = [w for name, value in content.items() if value is not None for w in _words(command, str(name), value)]
-        return {**empty, **_given(command, words)}
+        words = [word for name, value in content.items() for word in _words(command, str(name), value)]
+        return {**{name: None for name, value in content.items() if value is None}, **parse_flags(command, words)}
     except ValueError as error:
         raise ValueError(f"--config {path}: {error}") from None
 
 
-def _empty(command: type[Command], name: str) -> None:
-    """What null means: no value, for a flag that may have none."""
-    hints = types(command)
-    if name not in hints:
-        raise ValueError(_unknown(command, name))
-    if NoneType not in get_args(hints[name]):
-        raise ValueError(f"{name} needs a value; leave the line out for the default.")
-
-
 def _words(command: type[Command], name: str, value: Any) -> list[str]:
-    """One line of YAML as words of a command line."""
+    """One line of YAML as words of a command line; none for null, which says that a flag has no value."""
     hints = types(command)
     if name not in hints:
         raise ValueError(_unknown(command, name))
+    if value is None:
+        if NoneType not in get_args(hints[name]):
+            raise ValueError(f"{name} needs a value; leave the line out for the default.")
+        return []
     if isinstance(value, dict):
         raise ValueError(f"{name} holds further names, but flags stand in one flat list.")
     if isinstance(value, bool) and hints[name] is not bool:
@@ -163,7 +152,3 @@ def _words(command: type[Command], name: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={value}"]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

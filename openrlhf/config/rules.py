@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable
 
 from openrlhf.config.commands import DEFAULTS, Command, PPOConfig, SFTConfig, defaults, flat
-from openrlhf.config.derived import critic_source, role_sizes
-from openrlhf.config.groups import DataConfig, DeepSpeedConfig, ModelConfig, PlacementConfig, TrainConfig, VLLMConfig
+from openrlhf.config.derived import critic_source, needs_deepspeed, role_sizes
+from openrlhf.config.groups import TrainConfig
 from openrlhf.config.not_built import check_built
 from openrlhf.config.ranges import check_ranges
 
-__all__ = ["check", "check_workers", "critic_source"]
+__all__ = ["check", "check_workers", "critic_source", "needs_deepspeed"]
 
 
 def check(config: Command) -> None:
@@ -37,7 +37,9 @@ def template(config: Command) -> None:
     if text is None:
         return
     if "\\n" in text:
-        raise ValueError("--input_template holds a backslash and an n, not a new line: write $'User: {}\\nAssistant: '.")
+        raise ValueError(
+            "--input_template holds a backslash and an n, not a new line: write for example $'User: {}\\nAssistant: '."
+        )
     if "{}" not in text:
         raise ValueError(f"--input_template {text!r} has no {{}} to put the prompt in.")
     if chat and text != DEFAULTS[type(config)].get("input_template"):
@@ -108,7 +110,8 @@ def pretrain_mode(config: SFTConfig) -> None:
     }
     if config.dataset.pretrain_mode and any(extra.values()):
         raise ValueError(
-            f"--pretrain_mode learns the text of --input_key as it is: leave out {_listed([*filter(extra.get, extra)])}."
+            f"--pretrain_mode learns the text of --input_key as it is: leave out "
+            f"{', '.join(f'--{name}' for name, given in extra.items() if given)}."
         )
 
 
@@ -155,13 +158,13 @@ def estimator(config: PPOConfig) -> None:
     chosen = find_estimator(name)
     if chosen.needs_groups and config.rollout.n_samples_per_prompt == 1:
         raise ValueError(
-            f"--advantage_estimator {name} compares the responses to one prompt: --n_samples_per_prompt must be above 1."
+            f"--advantage_estimator {name} compares the responses to a prompt: --n_samples_per_prompt must be above 1."
         )
     if chosen.needs_groups and algorithm.gamma != 1:
         raise ValueError(f"--advantage_estimator {name} does not discount: leave out --gamma.")
     if algorithm.no_advantage_std_norm and not chosen.whitens:
         raise ValueError(
-            f"--advantage_estimator {name} does not normalise over the rollout batch: leave out --no_advantage_std_norm."
+            f"--advantage_estimator {name} never divides by the std of a batch: leave out --no_advantage_std_norm."
         )
 
 
@@ -188,10 +191,11 @@ def reference(config: PPOConfig) -> None:
 def local(config: PPOConfig) -> None:
     if not config.placement.local:
         return
-    default, idle = defaults(PPOConfig), flat(config)
-    names = {name for group in (config.placement, config.vllm, config.deepspeed) for name in vars(group)} - {"local"}
-    if changed := [name for name in idle if name in names and idle[name] != default[name]]:
-        raise ValueError(f"--local uses neither Ray nor DeepSpeed nor vLLM: leave out {_listed(changed)}.")
+    default, values = defaults(PPOConfig), flat(config)
+    names = (vars(config.placement) | vars(config.vllm)).keys() - {"local"}
+    changed = [f"--{name}" for name in values if name in names and values[name] != default[name]]
+    if idle := [*changed, *needs_deepspeed(config.deepspeed)]:
+        raise ValueError(f"--local uses neither Ray nor DeepSpeed nor vLLM: leave out {', '.join(idle)}.")
 
 
 def engines(config: PPOConfig) -> None:
@@ -265,7 +269,3 @@ PPO_RULES: tuple[Callable[[PPOConfig], None], ...] = (
 
 def _samples(config: PPOConfig) -> int:
     return config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(f"--{name}" for name in names)

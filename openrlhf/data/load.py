@@ -17,6 +17,7 @@ FILE_LOADERS = {
     ".arrow": "arrow",
     ".txt": "text",
 }
+TEXT_FILES = {".json", ".jsonl", ".csv", ".txt"}
 
 
 def load_rows(
@@ -93,16 +94,27 @@ def _split_data_dir(source: str) -> tuple[str, str | None]:
 def _load_file(path: Path, flag: str) -> datasets.Dataset:
     if not path.is_file():
         raise ValueError(f"{flag} {path}: there is no such file")
+    if path.suffix in TEXT_FILES:
+        _check_utf8(path, flag)
     try:
         rows = datasets.load_dataset(FILE_LOADERS[path.suffix], data_files=str(path), split="train")
     except (DatasetGenerationError, ValueError, OSError, StopIteration) as error:
         reason = error.__cause__ or error
         raise ValueError(
-            f"{flag} {path}: this {path.suffix} file cannot be read ({reason or 'it is empty'}); "
-            "check that it is complete and, if it is text, saved as UTF-8"
+            f"{flag} {path}: this {path.suffix} file is empty or broken ({reason!r}); check that it is complete"
         ) from error
     assert isinstance(rows, datasets.Dataset)
     return rows
+
+
+def _check_utf8(path: Path, flag: str) -> None:
+    # Some readers below let broken text through, and it would fail at a random row of the training.
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{flag} {path}: line {number} is not UTF-8 text; save the file as UTF-8") from error
 
 
 def _load_saved(path: Path, flag: str) -> datasets.Dataset | datasets.DatasetDict:

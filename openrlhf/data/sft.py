@@ -48,7 +48,7 @@ def sft_samples(
             except UnusableRow as kind:
                 report.drop(str(kind), number)
                 continue
-            if len(tokens[0]) > dataset.max_len:
+            if ids[: len(tokens[0])] != tokens[0]:
                 report.shorten("text over --max_len", number)
             samples.append(Sample(torch.tensor(ids), torch.tensor(mask), group=number))
     report.kept = len(samples)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from openrlhf.config.commands import PPOConfig
+from openrlhf.config.derived import CriticSource
+from openrlhf.models.load import load_score_model
+from openrlhf.models.value_head import ScoreModel
 from openrlhf.objectives.reinforcement import policy_loss, value_loss
 from openrlhf.training.roles import ForwardEngine, TrainEngine
 from openrlhf.training.update import update
@@ -81,6 +84,29 @@ class RewardMember:
 
     def rewards(self, batch: Batch) -> Tensor:
         return _forward(self.engine, batch, self.config, what="scores")
+
+
+def load_critic(source: CriticSource, config: PPOConfig) -> ScoreModel:
+    """The critic's model. With ``--normalize_reward`` its frozen values are on the scale of the normalised rewards."""
+    return load_score_model(
+        source.path,
+        config.model,
+        config.model.value_head_prefix,
+        new_head=source.new_head,
+        normalize=config.reward.normalize_reward,
+        flag="--critic_pretrain",
+    )
+
+
+def load_reward_model(config: PPOConfig) -> ScoreModel:
+    assert config.reward.reward_pretrain is not None
+    return load_score_model(
+        config.reward.reward_pretrain,
+        config.model,
+        config.model.value_head_prefix,
+        normalize=config.reward.normalize_reward,
+        flag="--reward_pretrain",
+    )
 
 
 def sampled_log_probs(engine: ForwardEngine, batch: Batch, config: PPOConfig) -> Tensor:

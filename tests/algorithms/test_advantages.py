@@ -264,5 +264,5 @@ def test_a_function_from_a_file_with_the_wrong_shape(inputs, custom):
 
 
 def test_unknown_name(inputs):
-    with pytest.raises(ValueError, match="--advantage_estimator: there is no 'group_nrm' .did you mean group_norm"):
+    with pytest.raises(ValueError, match=r"--advantage_estimator: there is no 'group_nrm' .did you mean group_norm"):
         estimate_advantages("group_nrm", inputs)

@@ -42,9 +42,27 @@ def test_whiten_divides_by_at_least_the_root_of_1e_8():
     assert masked.whiten(x, torch.ones_like(x, dtype=torch.bool)).tolist() == [pytest.approx([1e-2, -1e-2])]
 
 
-def test_whiten_of_equal_float32_entries_is_exactly_zero(mask):
-    x = torch.full(mask.shape, 0.1)
-    assert (masked.whiten(x, mask) == 0).all()
+def test_mean_of_one_entry_is_that_entry():
+    assert masked.masked_mean(torch.tensor([3.0, 5.0]), torch.tensor([False, True])).item() == 5.0
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, -1.7])
+def test_whiten_of_equal_float32_entries_is_exactly_zero(value):
+    for size in range(2, 100):
+        x = torch.full((1, size), value)
+        assert (masked.whiten(x, torch.ones_like(x, dtype=torch.bool)) == 0).all()
+
+
+def test_statistics_of_float32_are_accumulated_in_float64(normal):
+    """A large common part: float32 arithmetic would lose three digits of the deviations."""
+    x = (1000 + 0.01 * normal(6)).float()
+    exact = x.double().tolist()
+    mean = math.fsum(exact) / 6
+    squares = math.fsum((v - mean) ** 2 for v in exact)
+    std = masked.group_std(x, torch.zeros(6, dtype=torch.int64))
+    assert std.tolist() == pytest.approx([math.sqrt(squares / 5)] * 6, rel=1e-6)
+    white = masked.whiten(x.unsqueeze(0), torch.ones(1, 6, dtype=torch.bool))[0]
+    assert white.tolist() == pytest.approx([(v - mean) / math.sqrt(squares / 6) for v in exact], rel=1e-5)
 
 
 def test_whiten_keeps_the_dtype(mask):
@@ -104,6 +122,11 @@ def test_sequence_weights(mask):
         share = 1 / int(mask[b].sum()) / len(rows)
         assert weights[b][mask[b]].tolist() == pytest.approx([share] * int(mask[b].sum()))
     assert (weights[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("weights", [masked.token_mean_weights, masked.sequence_mean_weights])
+def test_a_single_token_has_all_the_weight(weights):
+    assert weights(torch.tensor([[False, True], [False, False]])).tolist() == [[0.0, 1.0], [0.0, 0.0]]
 
 
 def test_weights_of_parts_with_the_total_of_the_whole_are_the_weights_of_the_whole(mask):

@@ -75,7 +75,7 @@ def test_a_wild_ratio_stays_finite(difference):
 
 
 def test_dual_clip_must_exceed_one():
-    with pytest.raises(ValueError, match="--dual_clip must be greater than 1, got 1.0"):
+    with pytest.raises(ValueError, match=r"--dual_clip must be greater than 1, got 1\.0"):
         ppo(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, 1), 0.2, 0.2, 1.0)
 
 

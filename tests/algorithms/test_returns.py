@@ -9,7 +9,7 @@ from openrlhf.algorithms.returns import discounted_returns, gae
 def slow_gae(rewards, values, gamma, lambd):
     """arXiv:1506.02438, eq. 16, as the double sum it is, for one sequence of steps."""
     n = len(rewards)
-    following = values[1:] + [0.0]
+    following = [*values[1:], 0.0]
     deltas = [rewards[t] + gamma * following[t] - values[t] for t in range(n)]
     return [sum((gamma * lambd) ** (k - t) * deltas[k] for k in range(t, n)) for t in range(n)]
 

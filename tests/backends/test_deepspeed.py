@@ -14,18 +14,18 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from openrlhf.backends.deepspeed_config import frozen_config, train_config
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
+from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.load import load_causal_lm
+from openrlhf.models.tiny import build_model
 from openrlhf.types import Batch
 
 VOCABULARY, WIDTH, ROWS, STEPS, PEAK = 64, 12, 12, 3, 1e-3
@@ -80,40 +80,22 @@ BF16 = {
         **{f"bf16 stage {stage}, sleeping": Case(stage, bf16=True, sleeps=True) for stage in range(4)},
     },
 }
-ALL = [(world, name) for world in SPLITS for name in EXACT[world]]
+CASES = {world: {**EXACT[world], **BF16.get(world, {})} for world in SPLITS}
 
 
-class TokenScores(NamedTuple):
-    log_probs: Tensor
+def load(folder: Path, bf16: bool = False, recompute: str = "") -> CausalLM:
+    model = load_causal_lm(str(folder), model_config(folder, bf16, recompute))
+    model.chunk_elements = 8 * VOCABULARY  # several chunks, as many as the batch has tokens for
+    return model
 
 
-class TinyLM(nn.Module):
-    """A language model whose head runs in chunks that are recomputed, as many as the batch has tokens for."""
-
-    def __init__(self, hf: nn.Module) -> None:
-        super().__init__()
-        self.hf = hf
-
-    def forward(self, batch: Batch) -> TokenScores:
-        hidden = self.hf.model(input_ids=batch.tokens, attention_mask=batch.attention_mask).last_hidden_state
-        chosen = batch.action_mask[:, 1:]
-        weight = self.hf.lm_head.weight
-
-        def score(rows: Tensor, tokens: Tensor) -> Tensor:
-            return torch.log_softmax(F.linear(rows, weight).float(), -1).gather(-1, tokens[:, None])[:, 0]
-
-        chunks = zip(hidden[:, :-1][chosen].split(8), batch.tokens[:, 1:][chosen].split(8), strict=True)
-        flat = torch.cat([checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks])
-        log_probs = torch.zeros(chosen.shape).masked_scatter(chosen, flat)
-        return TokenScores(F.pad(log_probs, (1, 0)))
-
-
-def load(folder: Path, bf16: bool = False, recompute: str = "") -> TinyLM:
-    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
-    if recompute:
-        hf.gradient_checkpointing_enable({"use_reentrant": recompute == "reentrant"})
-        hf.enable_input_require_grads()
-    return TinyLM(hf)
+def model_config(folder: Path, bf16: bool = False, recompute: str = "") -> ModelConfig:
+    return ModelConfig(
+        pretrain=str(folder),
+        bf16=bf16,
+        gradient_checkpointing=recompute != "",
+        gradient_checkpointing_use_reentrant=recompute == "reentrant",
+    )
 
 
 def mini_batch(step: int) -> Batch:
@@ -167,8 +149,7 @@ def run_rank(rank: int, world: int, port: int, folder: Path) -> None:
     from openrlhf.backends.deepspeed import init_distributed
 
     init_distributed(timedelta(seconds=60))
-    cases = {**EXACT[world], **BF16.get(world, {})}
-    results = {name: run_case(case, rank, world, folder) for name, case in cases.items()}
+    results = {name: run_case(case, rank, world, folder) for name, case in CASES[world].items()}
     frozen = {f"frozen, {stage=}, {offload=}": run_frozen(stage, offload, folder)
               for stage in (0, 3) for offload in (False, True)}
     if rank == 0:
@@ -181,7 +162,7 @@ def run_case(case: Case, rank: int, world: int, folder: Path) -> dict[str, Any]:
     source = folder / ("tied" if case.tied else "untied")
     engine = DeepSpeedTrain(
         lambda: load(source, case.bf16, case.recompute),
-        ModelConfig(pretrain=str(source), bf16=case.bf16),
+        model_config(source, case.bf16, case.recompute),
         OPTIM,
         TrainConfig(),
         case.sharding(),
@@ -213,6 +194,7 @@ def sleep_and_wake(engine: Any) -> tuple[bool, bool]:
 
     engine.model.empty_partition_cache()
     tensors = [t for t in kept_tensors(engine.model) if t.untyped_storage().resizable()]
+    assert sum(t.numel() for t in tensors) > sum(p.numel() for p in engine.model.module.parameters())
     before = [t.clone() for t in tensors]
     engine.offload()
     empty = all(t.untyped_storage().nbytes() == 0 for t in tensors)
@@ -224,7 +206,7 @@ def run_frozen(stage: int, offload: bool, folder: Path) -> Tensor:
     from openrlhf.backends.deepspeed import DeepSpeedForward
 
     source = folder / "untied"
-    engine = DeepSpeedForward(lambda: load(source), ModelConfig(pretrain=str(source)), stage, offload)
+    engine = DeepSpeedForward(lambda: load(source), model_config(source), stage, offload)
     engine.offload()
     engine.onload()
     with torch.no_grad():
@@ -243,18 +225,7 @@ def free_port() -> int:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deepspeed")
     for name in ("tied", "untied"):
-        torch.manual_seed(0)
-        shape = Qwen3Config(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            tie_word_embeddings=name == "tied",
-        )
-        Qwen3ForCausalLM(shape).save_pretrained(folder / name)
+        build_model(folder / name, VOCABULARY, hidden=32, intermediate=48, head_dim=16, tied=name == "tied")
     return folder
 
 
@@ -271,7 +242,7 @@ def results(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "name"), ALL)
+@pytest.mark.parametrize(("world", "name"), [(w, n) for w in SPLITS for n in EXACT[w]])
 def test_training_equals_the_plain_loop(world: int, name: str, results: Any, references: Any) -> None:
     stats, weights = references[EXACT[world][name].tied]
     assert min(norm for _, norm, _ in stats) > OPTIM.max_norm  # clipping is at work in every step
@@ -292,11 +263,9 @@ def test_bf16_follows_float32(name: str, results: Any, references: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "name"), [(w, n) for w in SPLITS for n in {**EXACT[w], **BF16.get(w, {})}])
+@pytest.mark.parametrize(("world", "name"), [(w, n) for w in SPLITS for n, case in CASES[w].items() if case.sleeps])
 def test_sleep_empties_the_device_and_comes_back_bit_for_bit(world: int, name: str, results: Any) -> None:
-    case = {**EXACT[world], **BF16.get(world, {})}[name]
-    if case.sleeps:
-        assert results[world][name]["slept"] == [(True, True)] * STEPS
+    assert results[world][name]["slept"] == [(True, True)] * STEPS
 
 
 @pytest.mark.slow

@@ -64,13 +64,13 @@ class RemoteEngine:
         return answer
 
 
-def random_model(seed: int) -> Any:
+def random_model(seed: int, tied: bool = False) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=128, tie_word_embeddings=False,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=128, tie_word_embeddings=tied,
         bos_token_id=None, eos_token_id=EOS, pad_token_id=1, initializer_range=0.3,
     )  # fmt: skip
     return Qwen3ForCausalLM(config).eval()
@@ -81,19 +81,22 @@ def model() -> Any:
     return random_model(seed=1)
 
 
-@pytest.fixture(scope="module")
-def engine(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteEngine]:
+def save(model: Any, folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("vllm")
     model.save_pretrained(folder)
     words = ["<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
 
-    environment = os.environ | engine_environment(on_gpu=False) | {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+
+@pytest.fixture(scope="module")
+def engine(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteEngine]:
+    folder = tmp_path_factory.mktemp("vllm")
+    save(model, folder)
+    environment = os.environ | engine_environment(on_gpu=False) | {"HF_HUB_OFFLINE": "1"}
     with connection.Listener(str(folder / "socket"), "AF_UNIX", authkey=KEY) as listener:
         process = subprocess.Popen([sys.executable, __file__, str(folder / "socket")], env=environment)
         try:
@@ -223,25 +226,35 @@ def test_after_an_interrupted_sync_the_engine_refuses_until_the_next_one(engine:
 
 def test_a_missing_parameter_is_an_error(engine: RemoteEngine) -> None:
     trained = random_model(seed=14)
-    weights = [(name, p) for name, p in trained.named_parameters() if not name.endswith("layers.1.mlp.down_proj.weight")]
-    told_by_engine = r"no weights for 1 of .* model.layers.1.mlp.down_proj.weight"
-    with pytest.raises(ValueError, match=told_by_engine) as failure:
+    absent = "model.layers.1.mlp.down_proj.weight"
+    weights = [(name, parameter) for name, parameter in trained.named_parameters() if name != absent]
+    with pytest.raises(ValueError, match=rf"no weights for 1 of .* {absent}") as failure:
         sync(engine, connect(engine, "gloo"), weights, 10)
-    trainers_error = failure.value.__context__
-    assert str(trainers_error).startswith("Weight version 10 was not loaded. Engine worker 0: ValueError: The trainer sent")
+    trainers_error = str(failure.value.__context__)
+    assert trainers_error.startswith("Weight version 10 was not loaded. Engine worker 0: ValueError: The trainer sent")
     sync(engine, connect(engine, "gloo"), trained.named_parameters(), 11)
     assert_sampled_from(trained, engine.call("generate", PROMPTS, SAMPLED), 0.7)
 
 
 def test_a_silent_trainer_is_named_when_the_limit_passes(engine: RemoteEngine) -> None:
     sender = connect(engine, "gloo", timeout_s=1.0)
-    with pytest.raises(TimeoutError, match=r"Engine worker 0 waited for the trainer to send bucket 0 .* 12, .*limit 1 s"):
+    with pytest.raises(TimeoutError, match=r"Engine worker 0 waited for the trainer to send bucket 0 .*limit 1 s"):
         engine.call("receive_weights", 12)
     with pytest.raises(RuntimeError, match="mixture"):
         engine.call("generate", PROMPTS, SAMPLED)
     del sender  # the store dies with the trainer
-    with pytest.raises(ConnectionError, match="Engine worker 0 waited for .* but the trainer's store is gone"):
+    with pytest.raises(ConnectionError, match=r"Engine worker 0 waited for .* but the trainer's store is gone"):
         engine.call("receive_weights", 13)
+
+
+def test_a_tied_output_head_follows_the_embedding(engine: RemoteEngine, tmp_path: Path) -> None:
+    tied = random_model(seed=20, tied=True)
+    save(tied, tmp_path)
+    engine.call("start", str(tmp_path), dtype="float32", max_model_len=64)
+    assert_sampled_from(tied, engine.call("generate", PROMPTS, SAMPLED), 0.7)
+    trained = random_model(seed=21, tied=True)
+    sync(engine, connect(engine, "gloo"), trained.named_parameters(), 1)
+    assert_sampled_from(trained, engine.call("generate", PROMPTS, SAMPLED), 0.7)
 
 
 @pytest.mark.parametrize("backend", ["gloo", "ipc"])
@@ -251,7 +264,7 @@ def test_a_silent_engine_is_named_when_the_limit_passes(backend: SyncBackend) ->
         receiver = pool.submit(WeightReceiver, sender.group, 0, CPU)
         sender.connect()
         receiver.result()
-    with pytest.raises(TimeoutError, match="The trainer waited for the engines .*limit 1 s"):
+    with pytest.raises(TimeoutError, match=r"The trainer waited for the engines .*limit 1 s"):
         sender.send([("w", torch.ones(3))], 1)
 
 

@@ -95,15 +95,23 @@ def test_columns_of_mixed_types_stay_as_they_were(tmp_path):
 )
 def test_a_broken_file_is_named_in_one_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^--dataset .*{name}: (this \.\w+ file cannot be read|the data set has no)") as e:
+    with pytest.raises(ValueError, match=rf"^--dataset .*{name}: ") as error:
         load(tmp_path / name)
-    assert len(str(e.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_line_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"a": "ok"}\n{"a": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"latin\.jsonl: line 2 is not UTF-8"):
+        load(tmp_path / "latin.jsonl")
 
 
 def test_a_missing_file_and_an_unknown_name_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"^--dataset .*none\.json: there is no such file$"):
         load(tmp_path / "none.json")
-    with pytest.raises(ValueError, match="^--dataset nobody/nothing: no data set could be read on this machine or the hub"):
+    with pytest.raises(
+        ValueError, match=r"^--dataset nobody/nothing: no data set could be read on this machine or the hub"
+    ):
         load("nobody/nothing")
     with pytest.raises(ValueError, match="names no data set"):
         load(" , ")
@@ -131,7 +139,9 @@ def test_sources_are_mixed_in_proportion_until_all_are_used(tmp_path):
     # Standard deviation of a share over more than 1200 draws is below 0.015.
     for source, share in enumerate((0.1, 0.4, 0.5)):
         assert counts[source] / len(rows) == pytest.approx(share, abs=0.045)
-    assert {(row["s"], row["n"]) for row in rows} >= {(s, n) for s, k in ((0, 30), (1, 600), (2, 600)) for n in range(k)}
+    assert {(row["s"], row["n"]) for row in rows} >= {
+        (s, n) for s, k in ((0, 30), (1, 600), (2, 600)) for n in range(k)
+    }
 
 
 def test_mixing_depends_on_the_seed_alone(tmp_path):

@@ -27,7 +27,9 @@ def test_without_label_key_the_label_is_empty(make_tokenizer):
     assert build(make_tokenizer(), [{"input": "q", "label": "x"}])[0].label == ""
 
 
-@pytest.mark.parametrize("value", ["hello", [{"role": "user", "content": "hello"}], [{"from": "human", "value": "hello"}]])
+@pytest.mark.parametrize(
+    "value", ["hello", [{"role": "user", "content": "hello"}], [{"from": "human", "value": "hello"}]]
+)
 def test_chat_prompts_end_in_the_generation_prompt(make_tokenizer, value):
     prompt = build(make_tokenizer("chatml"), [{"input": value}], apply_chat_template=True)[0]
     assert prompt.text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
@@ -63,12 +65,18 @@ def test_nothing_is_logged_when_all_rows_are_used_whole(make_tokenizer, caplog):
 
 
 def test_a_missing_column_is_named_with_row_and_flag(make_tokenizer):
-    with pytest.raises(ValueError, match=r"--prompt_data row 0: there is no column 'answer'; set --label_key to one of: in"):
+    with pytest.raises(
+        ValueError, match=r"--prompt_data row 0: there is no column 'answer'; set --label_key to one of: in"
+    ):
         build(make_tokenizer(), [{"input": "q"}], label_key="answer")
-    with pytest.raises(ValueError, match=r"--prompt_data row 1: there is no column 'input'; set --input_key to one of: te"):
+    with pytest.raises(
+        ValueError, match=r"--prompt_data row 1: there is no column 'input'; set --input_key to one of: te"
+    ):
         build(make_tokenizer(), [{"input": "q"}, {"text": "q"}])
 
 
 def test_no_usable_prompt_is_an_error(make_tokenizer):
-    with pytest.raises(ValueError, match="no row of --prompt_data can be used: 0 of 1 rows kept; dropped: empty prompt 1"):
+    with pytest.raises(
+        ValueError, match="no row of --prompt_data can be used: 0 of 1 rows kept; dropped: empty prompt 1"
+    ):
         build(make_tokenizer(), [{"input": ""}])

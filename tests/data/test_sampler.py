@@ -42,7 +42,10 @@ def test_batches_may_reach_across_epochs():
 
 
 def test_a_data_set_smaller_than_the_batch():
-    assert list(batches(3, 8, seed=0, epochs=2, shuffle=False)) == [([0, 1, 2], Cursor(1, 0)), ([0, 1, 2], Cursor(2, 0))]
+    assert list(batches(3, 8, seed=0, epochs=2, shuffle=False)) == [
+        ([0, 1, 2], Cursor(1, 0)),
+        ([0, 1, 2], Cursor(2, 0)),
+    ]
     across = list(batches(3, 8, seed=0, epochs=3, shuffle=False, across_epochs=True))
     assert across == [([0, 1, 2, 0, 1, 2, 0, 1], Cursor(2, 2)), ([2], Cursor(3, 0))]
 
@@ -56,8 +59,7 @@ def test_a_data_set_smaller_than_the_batch():
 )
 def test_resuming_at_any_cursor_is_the_uninterrupted_run(size, batch_size, seed, across, data):
     whole = list(batches(size, batch_size, seed, epochs=3, across_epochs=across))
-    for epoch_rows in (sorted(chain.from_iterable(batch for batch, _ in whole)),):
-        assert epoch_rows == sorted(list(range(size)) * 3)
+    assert sorted(chain.from_iterable(batch for batch, _ in whole)) == sorted(list(range(size)) * 3)
     stop = data.draw(st.integers(1, len(whole)))
     cursor = whole[stop - 1][1]
     assert list(batches(size, batch_size, seed, epochs=3, start=cursor, across_epochs=across)) == whole[stop:]

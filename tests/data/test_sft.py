@@ -130,11 +130,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_by_row(make_tokenizer
 def test_an_answer_over_max_len_ends_in_eos(make_tokenizer):
     tokenizer = make_tokenizer()
     q, a, eos = tokenizer.convert_tokens_to_ids(["q", "a", "</s>"])
-    samples, report = build(tokenizer, [{"input": "qq", "output": "a" * 4}, {"input": "qq", "output": "aaa"}], max_len=5)
+    samples, report = build(
+        tokenizer, [{"input": "qq", "output": "a" * 4}, {"input": "qq", "output": "aaa"}], max_len=5
+    )
     assert samples[0].tokens.tolist() == [q, q, a, a, eos]
     assert samples[1].tokens.tolist() == [q, q, a, a, eos]
     assert samples[0].action_mask.tolist() == [False, False, True, True, True]
-    assert report.line() == "2 of 2 rows kept; shortened: answer over --max_len 2 (first row 0)"
+    assert report.line() == "2 of 2 rows kept; shortened: text over --max_len 2 (first row 0)"
 
 
 def test_a_conversation_cut_in_a_users_turn_ends_with_the_turn_before(make_tokenizer):
@@ -150,9 +152,7 @@ def test_a_conversation_cut_in_a_users_turn_ends_with_the_turn_before(make_token
 
 def test_prompt_limit_is_max_len_minus_two(make_tokenizer):
     tokenizer = make_tokenizer()
-    samples, report = build(
-        tokenizer, [{"input": "q" * n, "output": "aa"} for n in (5, 6, 7)], max_len=8
-    )
+    samples, report = build(tokenizer, [{"input": "q" * n, "output": "aa"} for n in (5, 6, 7)], max_len=8)
     assert [sample.group for sample in samples] == [0]
     assert report.dropped["prompt of --max_len - 2 tokens or more"].count == 2
     assert report.dropped["prompt of --max_len - 2 tokens or more"].first == 1
@@ -169,9 +169,7 @@ def test_drops_are_counted_by_kind_with_the_first_row(make_tokenizer):
     samples, report = build(make_tokenizer(), rows)
     assert len(samples) == 1
     assert samples[0].group == 1
-    assert report.line() == (
-        "1 of 5 rows kept; dropped: empty prompt 2 (first row 0), empty response 2 (first row 2)"
-    )
+    assert report.line() == ("1 of 5 rows kept; dropped: empty prompt 2 (first row 0), empty response 2 (first row 2)")
 
 
 def test_conversations_without_a_last_answer_are_dropped(make_tokenizer):
@@ -192,7 +190,9 @@ def test_an_empty_chat_answer_is_dropped(make_tokenizer):
 
 @pytest.mark.parametrize("multiturn", [False, True])
 def test_when_nothing_is_left_the_report_is_the_error(make_tokenizer, multiturn):
-    with pytest.raises(ValueError, match="no row of --eval_dataset can be trained on: 0 of 1 rows kept; dropped: empty"):
+    with pytest.raises(
+        ValueError, match="no row of --eval_dataset can be trained on: 0 of 1 rows kept; dropped: empty"
+    ):
         sft_samples(
             [{"input": "hello", "output": ""}],
             make_tokenizer("chatml"),
@@ -220,8 +220,14 @@ def test_pretraining_drops_what_has_nothing_to_predict(make_tokenizer):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"input_key": "question"}, r"--dataset row 0: there is no column 'question'; set --input_key to one of: input, o"),
-        ({"output_key": "answer"}, r"--dataset row 0: there is no column 'answer'; set --output_key to one of: input, ou"),
+        (
+            {"input_key": "question"},
+            r"--dataset row 0: there is no column 'question'; set --input_key to one of: input, o",
+        ),
+        (
+            {"output_key": "answer"},
+            r"--dataset row 0: there is no column 'answer'; set --output_key to one of: input, ou",
+        ),
         ({"input_template": "Question:"}, r"--input_template 'Question:' has no \{\}"),
         ({"multiturn": True}, "--multiturn needs --apply_chat_template"),
         ({"apply_chat_template": True}, "--tokenizer_chat_template"),

@@ -1,0 +1,64 @@
+"""A language model that answers with the log-probability of every action token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from openrlhf.models.head import CHUNK_ELEMENTS, LogitMap, score_tokens
+from openrlhf.models.packing import before, decode, predicted, spread
+from openrlhf.types import Batch
+
+
+class TokenScores(NamedTuple):
+    """Both are zero outside ``action_mask`` and at the first token of a row, which nothing predicts."""
+
+    log_probs: Tensor  # (B, T) float32, log π(token t | tokens before t) under softmax(logits / temperature)
+    entropy: Tensor | None  # (B, T) float32, of the distribution that token t was drawn from
+
+
+class CausalLM(nn.Module):
+    """Wraps a Hugging Face causal language model, ``hf``."""
+
+    def __init__(self, hf: PreTrainedModel, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+        super().__init__()
+        self.hf = hf
+        self.chunk_elements = chunk_elements
+        self.logit_map = logit_map(hf.config)
+
+    def forward(
+        self, batch: Batch, temperature: float = 1.0, entropy: bool = False, packed: bool = False
+    ) -> TokenScores:
+        """Scores of the action tokens, computed for them alone; ``packed`` drops the padding before the model."""
+        chosen = predicted(batch)
+        hidden = decode(self.hf.get_decoder(), batch, packed)
+        log_probs, entropies = score_tokens(
+            self.hf.get_output_embeddings(),
+            before(hidden, chosen),
+            batch.tokens[chosen],
+            logit_map=self.logit_map,
+            temperature=temperature,
+            entropy=entropy,
+            chunk_elements=self.chunk_elements,
+        )
+        return TokenScores(spread(log_probs, chosen), None if entropies is None else spread(entropies, chosen))
+
+
+def logit_map(config: PreTrainedConfig) -> LogitMap:
+    """What this family does between its head and its logits."""
+    values = config.get_text_config().to_dict()
+    family: str = values["model_type"]
+    scale = 1.0
+    if family.startswith("cohere"):
+        scale = values["logit_scale"]
+    elif family.startswith("hyperclovax"):
+        scale = values["logits_scaling"]
+    elif "logits_scaling" in values:  # Granite, MiniCPM
+        scale = 1.0 / values["logits_scaling"]
+    elif "lm_head_multiplier" in values:  # Falcon-H1
+        scale = values["lm_head_multiplier"]
+    elif "output_multiplier" in values:
+        scale = values["output_multiplier"]
+    return LogitMap(scale, values.get("final_logit_softcapping"))

@@ -1,0 +1,226 @@
+"""From hidden states to log-probabilities and entropies, a chunk of tokens at a time.
+
+The logits of a whole micro-batch never exist: at a vocabulary of 150,000 they would be the largest thing in memory. The
+backward pass computes each chunk's logits again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**25  # logits in one chunk; 128 MiB in float32
+
+Scores = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class LogitMap:
+    """What a model does to its head's output: logits · ``scale``, then, with a ``cap``, cap · tanh(logits / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+
+def score_tokens(
+    head: nn.Module,
+    states: Tensor,
+    targets: Tensor,
+    *,
+    logit_map: LogitMap,
+    temperature: float,
+    entropy: bool,
+    chunk_elements: int,
+) -> Scores:
+    """log softmax(logits / temperature) at ``targets`` (M,) and, if asked, the entropy of that softmax (M,).
+
+    ``states`` (M, H). Results are float32 (float64 for a float64 model) and differentiable.
+    """
+    options = _Options(logit_map, 1.0 / temperature, entropy, chunk_elements)
+
+    def fused(states: Tensor) -> Scores:
+        return _LinearScores.apply(states, head.weight, head.bias, targets, options)
+
+    if type(head) is nn.Linear and head.weight.dtype == states.dtype:
+        return _call(head, fused, states)
+    original = head.forward
+    return _call(head, lambda states: _score_chunks(original, states, targets, options), states)
+
+
+def _call(head: nn.Module, function: Callable[[Tensor], Scores], states: Tensor) -> Scores:
+    """Run ``function(states)`` as the one forward of ``head``.
+
+    So the module's hooks run exactly once, however many chunks there are. ZeRO-3 gathers the weights in such hooks, and
+    data-parallel ranks, whose chunk counts differ, must gather equally often or wait for each other for ever.
+    """
+    original = head.forward
+    head.forward = function  # type: ignore[method-assign]
+    try:
+        return head(states)
+    finally:
+        head.forward = original  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class _Options:
+    logit_map: LogitMap
+    inverse_temperature: float
+    entropy: bool
+    chunk_elements: int
+
+    def rows(self, vocabulary: int) -> int:
+        return max(1, self.chunk_elements // vocabulary)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+# Any head -------------------------------------------------------------------------------------------------------------
+
+
+def _score_chunks(forward: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, options: _Options) -> Scores:
+    """For heads that are more than a matrix (adapters, quantised or split weights): autograd through each chunk."""
+
+    def score(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = forward(states)
+        logits = logits.to(_wide(logits.dtype)) * options.logit_map.scale
+        if options.logit_map.cap is not None:
+            logits = options.logit_map.cap * torch.tanh(logits / options.logit_map.cap)
+        log_p = torch.log_softmax(logits * options.inverse_temperature, dim=-1)
+        chosen = log_p.gather(1, targets[:, None]).squeeze(1)
+        return chosen, -(log_p.exp() * log_p).sum(dim=1) if options.entropy else chosen.new_zeros(0)
+
+    with torch.no_grad():
+        vocabulary = forward(states[:0]).shape[1]
+    rows = options.rows(vocabulary)
+    pieces = list(zip(states.split(rows), targets.split(rows)))
+    if len(pieces) > 1 and torch.is_grad_enabled():
+        scored = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
+    else:
+        scored = [score(*piece) for piece in pieces]
+    log_probs, entropies = (torch.cat(column) for column in zip(*scored))
+    return log_probs, entropies if options.entropy else None
+
+
+# A plain linear head --------------------------------------------------------------------------------------------------
+
+
+class _LinearScores(torch.autograd.Function):
+    """states (M, H), weight (V, H), bias (V,) or None → log-probabilities (M,) and entropies (M,) or None.
+
+    Works in one buffer of a chunk's logits and adds the chunks' weight gradients in place, which costs less time and
+    memory than autograd's own accounting over the chunks.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: _Options
+    ) -> Scores:
+        count = len(states)
+        log_probs = states.new_empty(count, dtype=_wide(states.dtype))
+        normaliser = torch.empty_like(log_probs)
+        entropies = torch.empty_like(log_probs) if options.entropy else None
+        for part, logits in _each_chunk(states, weight, bias, options):
+            chosen = logits.gather(1, targets[part, None]).squeeze(1)
+            top = logits.amax(dim=1)
+            logits.sub_(top[:, None])
+            p = logits.exp() if options.entropy else logits.exp_()
+            total = p.sum(dim=1)
+            normaliser[part] = total.log().add_(top)
+            log_probs[part] = chosen - normaliser[part]
+            if entropies is not None:
+                entropies[part] = total.log() - torch.linalg.vecdot(p, logits) / total
+        ctx.save_for_backward(states, weight, bias, targets, normaliser, entropies)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return log_probs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, entropy_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        states, weight, bias, targets, normaliser, entropies = ctx.saved_tensors
+        options: _Options = ctx.options
+        need_states, need_weight, need_bias = ctx.needs_input_grad[:3]
+        wide = normaliser.dtype
+        grad = torch.zeros_like(normaliser) if grad is None else grad
+        grad_states = torch.zeros_like(states) if need_states else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
+        cap = options.logit_map.cap
+        for part, logits in _each_chunk(states, weight, bias, options):
+            slope = None if cap is None else _slope(logits, cap, options)
+            log_p = logits.sub_(normaliser[part, None])
+            # d log p(y) / d logit_j = [j = y] − p_j ; d entropy / d logit_j = −p_j (log p_j + entropy).
+            # Row factors that all j share are put on the (rows, H) side of the products, not on the logits.
+            if entropy_grad is None:
+                direction = log_p.exp_()
+                direction[_index(direction), targets[part]] -= 1
+                factor = -grad[part]
+            else:
+                p = log_p.exp()
+                direction = log_p.add_(entropies[part, None]).mul_(entropy_grad[part, None]).add_(grad[part, None])
+                direction.mul_(p)
+                direction[_index(direction), targets[part]] -= grad[part]
+                factor = -torch.ones_like(grad[part])
+            if slope is not None:
+                direction.mul_(slope)
+            factor = factor * (options.logit_map.scale * options.inverse_temperature)
+            narrow = direction.to(states.dtype)
+            if grad_states is not None:
+                grad_states[part] = torch.mm(narrow, weight) * factor[:, None]
+            if grad_weight is not None:
+                _add_product(grad_weight, narrow.t(), (states[part] * factor[:, None]).to(states.dtype))
+            if grad_bias is not None:
+                grad_bias += factor @ direction
+        return (
+            grad_states,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
+def _each_chunk(states: Tensor, weight: Tensor, bias: Tensor | None, options: _Options) -> Any:
+    """Yields (slice of rows, their final logits / temperature), in one buffer that is written over each time."""
+    rows = min(options.rows(len(weight)), max(1, len(states)))
+    buffer = states.new_empty(rows, len(weight), dtype=_wide(states.dtype))
+    for start in range(0, len(states), rows):
+        part = slice(start, min(start + rows, len(states)))
+        logits = buffer[: part.stop - part.start]
+        if states.dtype == buffer.dtype:
+            torch.mm(states[part], weight.t(), out=logits)
+        else:
+            logits.copy_(torch.mm(states[part], weight.t()))
+        if bias is not None:
+            logits += bias
+        scale, cap = options.logit_map.scale, options.logit_map.cap
+        if cap is not None:
+            logits.mul_(scale / cap).tanh_().mul_(cap * options.inverse_temperature)
+        elif scale * options.inverse_temperature != 1:
+            logits.mul_(scale * options.inverse_temperature)
+        yield part, logits
+
+
+def _slope(logits: Tensor, cap: float, options: _Options) -> Tensor:
+    """Derivative of cap · tanh(x / cap), from its value."""
+    return 1 - (logits / (cap * options.inverse_temperature)).square_()
+
+
+def _index(x: Tensor) -> Tensor:
+    return torch.arange(len(x), device=x.device)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b; half-precision factors are summed in the wider type of ``total``."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += torch.mm(a, b)

@@ -1,0 +1,176 @@
+"""Tokenizers and models from Hugging Face names or folders, and back into folders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from openrlhf.config.groups import ModelConfig
+from openrlhf.models import attention
+from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.value_head import ScoreModel, init_head
+
+log = logging.getLogger(__name__)
+
+
+def load_tokenizer(path: str, config: ModelConfig, flag: str = "--pretrain") -> PreTrainedTokenizerBase:
+    """The tokenizer at ``path``, with a pad token (its eos token when it has none).
+
+    Raises ValueError naming ``flag`` when there is none, or it has neither pad nor eos token, or encodes text to
+    nothing.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, use_fast=not config.disable_fast_tokenizer, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_loadable(flag, path, "tokenizer", error)) from error
+    if not tokenizer.encode("Hello, world", add_special_tokens=False):
+        raise ValueError(f"{flag} {path}: its tokenizer turns text into no tokens; check tokenizer.json in that folder")
+    if config.tokenizer_chat_template:
+        tokenizer.chat_template = config.tokenizer_chat_template
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{flag} {path}: its tokenizer has neither a pad nor an eos token; set one of them")
+        tokenizer.pad_token = tokenizer.eos_token
+        log.info("%s has no pad token: padding with its eos token %r", path, tokenizer.eos_token)
+    return tokenizer
+
+
+def load_causal_lm(path: str, config: ModelConfig, flag: str = "--pretrain") -> CausalLM:
+    """The causal language model at ``path``. Raises ValueError naming ``flag`` when there is none."""
+    return CausalLM(_load(AutoModelForCausalLM, path, config, flag))
+
+
+def load_score_model(
+    path: str,
+    config: ModelConfig,
+    prefix: str,
+    new_head: bool = False,
+    normalize: bool = False,
+    flag: str = "--pretrain",
+) -> ScoreModel:
+    """Reward model or critic from a causal language model's folder or a reward model's.
+
+    ``prefix`` names the head's weight in the folder; a ``value_head_prefix`` in its config.json wins. ``new_head``
+    draws a fresh head; without it a folder that has no head is an error. ``normalize`` makes ``eval`` outputs
+    (score − mean) / std with the statistics stored in config.json.
+    """
+    hf_config = _load_config(path, config, flag)
+    prefix = hf_config.to_dict().get("value_head_prefix") or prefix
+    hf_config.value_head_prefix = prefix
+    hf_config.num_labels = 1
+    hf, report = _load(
+        AutoModelForSequenceClassification,
+        path,
+        config,
+        flag,
+        config=hf_config,
+        key_mapping={rf"^{prefix}\.": "score."},
+        output_loading_info=True,
+    )
+    if new_head:
+        init_head(hf.score)
+    elif "score.weight" in report["missing_keys"]:
+        raise ValueError(
+            f"{flag} {path}: there is no reward head named {prefix!r} in that folder; "
+            "name its head with --value_head_prefix or train a reward model first"
+        )
+    return ScoreModel(hf, prefix, normalize)
+
+
+def save_model(
+    model: CausalLM | ScoreModel,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a Hugging Face folder: config, weights, tokenizer. One process calls it.
+
+    ``state_dict`` holds the full weights when the model's own are sharded, named as in ``model.state_dict()``.
+    """
+    hf: PreTrainedModel = model.hf
+    weights = {name.removeprefix("hf."): value for name, value in (state_dict or model.state_dict()).items()}
+    if hf.config.tie_word_embeddings:
+        for name in hf.all_tied_weights_keys:
+            weights.pop(name, None)
+    if isinstance(model, ScoreModel):
+        weights[f"{model.prefix}.weight"] = weights.pop("score.weight")
+    if hf.config.pad_token_id is None:
+        hf.config.pad_token_id = tokenizer.pad_token_id
+    hf.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+
+
+def _load_config(path: str, config: ModelConfig, flag: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_loadable(flag, path, "model", error)) from error
+
+
+def _load(auto: Any, path: str, settings: ModelConfig, flag: str, **options: Any) -> Any:
+    if _use_flash_attn_package(settings):
+        options["attn_implementation"] = "flash_attention_2"
+    try:
+        loaded = auto.from_pretrained(
+            path,
+            dtype=torch.bfloat16 if settings.bf16 else torch.float32,
+            trust_remote_code=settings.trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_loadable(flag, path, "model", error)) from error
+    hf: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
+    _choose_attention(hf, path, settings, flag)
+    if settings.gradient_checkpointing:
+        hf.gradient_checkpointing_enable({"use_reentrant": settings.gradient_checkpointing_use_reentrant})
+    return loaded
+
+
+def _use_flash_attn_package(config: ModelConfig) -> bool:
+    if not config.flash_attn:
+        return False
+    if find_spec("flash_attn") is not None and torch.cuda.is_available():
+        return True
+    log.info("--flash_attn: the flash-attn package or a GPU is missing here; torch's own attention does the same work")
+    return False
+
+
+def _choose_attention(hf: PreTrainedModel, path: str, config: ModelConfig, flag: str) -> None:
+    """Our packed attention where the family allows it, else what Transformers chose; then packing is refused."""
+    values = hf.config.get_text_config().to_dict()
+    chosen = hf.config._attn_implementation
+    if values.get("attn_logit_softcapping") is not None and chosen == "sdpa":
+        hf.set_attn_implementation("eager")  # the one that caps attention logits without flash-attn
+    elif chosen == "sdpa" and hf.is_backend_compatible():
+        hf.set_attn_implementation(attention.NAME)
+    kinds = set(values.get("layer_types") or []) - {"full_attention", "sliding_attention"}
+    packs = hf.config._attn_implementation in (attention.NAME, "flash_attention_2") and not kinds
+    if config.packing_samples and (hf._is_stateful or not packs):
+        raise ValueError(
+            f"--packing_samples: the layers of {flag} {path} ({values['model_type']}) would let packed samples see each "
+            "other; leave --packing_samples out"
+        )
+
+
+def _not_loadable(flag: str, path: str, what: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if path.startswith(("/", "./", "../", "~")) and not Path(path).exists():
+        reason = "no such folder"
+    return f"{flag} {path}: no {what} could be loaded from there ({reason}); give a Hugging Face name or a model folder"

@@ -1,0 +1,100 @@
+"""Every flag of the reference's two commands exists, with its type and default, and every flag of ours has help."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from openrlhf.algorithms.advantages import ADVANTAGE_ESTIMATORS
+from openrlhf.config.commands import DEFAULTS, PPOConfig, SFTConfig, build, defaults, flags, groups, types
+from openrlhf.config.parse import parse_flags
+from tests.config.expected_flags import PPO, SFT
+
+COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [(SFTConfig, SFT), (PPOConfig, PPO)]
+EXPECTED = [(command, name, *row) for command, table in COMMANDS for name, row in table.items()]
+IDS = [f"{command.__name__}-{name}" for command, name, _, _ in EXPECTED]
+REQUIRED = {"pretrain", "dataset", "prompt_data"}  # without a default here, where the reference fails later
+# type in the table → words on the command line, and the value they mean
+EXAMPLES: dict[str, tuple[list[str], Any]] = {
+    "int": (["7"], 7),
+    "float": (["2.5e-3"], 0.0025),
+    "str": (["some text"], "some text"),
+    "switch": ([], True),
+    "float nargs=2": (["-0.5", "3"], (-0.5, 3.0)),
+    "str nargs=*": (["q_proj", "v_proj"], ("q_proj", "v_proj")),
+}
+CHOICES = {"vllm_sync_backend": ("nccl", "gloo"), "grad_accum_dtype": ("fp32", "bf16", "fp16")}
+
+
+def test_the_tables_are_whole() -> None:
+    assert (len(SFT), len(PPO)) == (68, 120)
+
+
+@pytest.mark.parametrize(("command", "name", "kind", "default"), EXPECTED, ids=IDS)
+def test_default(command: Any, name: str, kind: str, default: Any) -> None:
+    if name in REQUIRED:
+        assert default is None
+        assert name not in defaults(command)
+    elif name == "wandb_run_name":
+        start = datetime.strptime(defaults(command)[name].removeprefix(default), "%m%dT%H:%M")
+        assert start.minute in range(60)
+    else:
+        ours = defaults(command)[name]
+        assert ours == default
+        assert type(ours) is type(default)
+
+
+@pytest.mark.parametrize(("command", "name", "kind", "default"), EXPECTED, ids=IDS)
+def test_type(command: Any, name: str, kind: str, default: Any) -> None:
+    choices = re.findall(r"\w+", kind.partition("{")[2]) or list(CHOICES.get(name, ()))
+    for words, value in [([c], c) for c in choices] or [EXAMPLES[kind]]:
+        given = parse_flags(command, [f"--{name}", *words])
+        assert given == {name: value}
+        assert type(given[name]) is type(value)
+
+
+@pytest.mark.parametrize(("command", "table"), COMMANDS)
+def test_flags_of_our_own(command: Any, table: dict[str, Any]) -> None:
+    ours = {SFTConfig: set(), PPOConfig: {"lr_scheduler", "tokenizer_chat_template", "dual_clip", "eps_clip_low_high"}}
+    local = {"local"} if command is PPOConfig else set()
+    assert types(command).keys() - table.keys() == {"trust_remote_code"} | ours[command] | local
+
+
+@pytest.mark.parametrize("command", [SFTConfig, PPOConfig])
+def test_every_flag_has_help_and_one_home(command: Any) -> None:
+    declared = [f for group in groups(command).values() for f in fields(group)]
+    assert all(f.metadata["help"].strip() for f in declared)
+    assert max(Counter(f.name for f in declared).values()) == 1
+
+
+@pytest.mark.parametrize("command", [SFTConfig, PPOConfig])
+def test_defaults_of_a_command_are_flags_and_differ_from_the_group(command: Any) -> None:
+    own = {name: f.default for group in groups(command).values() for name, f in flags(command, group).items()}
+    for name, default in DEFAULTS[command].items():
+        assert own[name] != default
+
+
+@pytest.mark.parametrize("command", [SFTConfig, PPOConfig])
+def test_every_default_has_the_type_of_its_flag(command: Any) -> None:
+    simple = {name: kind for name, kind in types(command).items() if kind in (bool, int, float, str)}
+    for name, value in defaults(command).items():
+        if name in simple:
+            assert type(value) is simple[name], name
+
+
+def test_help_and_table_name_the_estimators() -> None:
+    help = flags(PPOConfig, groups(PPOConfig)["algorithm"])["advantage_estimator"].metadata["help"]
+    assert all(name in help for name in ADVANTAGE_ESTIMATORS)
+    assert set(re.findall(r"\w+", PPO["advantage_estimator"][0])) - {"str"} <= ADVANTAGE_ESTIMATORS.keys()
+
+
+def test_a_flag_of_the_group_that_means_nothing_to_the_command_is_refused() -> None:
+    with pytest.raises(ValueError, match="value_head_prefix"):
+        parse_flags(SFTConfig, ["--value_head_prefix", "score"])
+    with pytest.raises(ValueError, match="value_head_prefix"):
+        build(SFTConfig, {"pretrain": "m", "dataset": "d", "value_head_prefix": "score"})

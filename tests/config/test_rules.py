@@ -1,0 +1,321 @@
+"""Each rule fires, names the flags that must change, and lets good configurations pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openrlhf.config import not_built
+from openrlhf.config.commands import PPOConfig, SFTConfig, build, flat, types
+from openrlhf.config.derived import CriticSource, critic_source, needs_deepspeed, role_sizes
+from openrlhf.config.parse import read
+from openrlhf.config.ranges import RANGES, check_ranges
+from openrlhf.config.rules import check, check_workers, ring
+
+SFT = {"pretrain": "model", "dataset": "a.jsonl", "output_key": "output"}
+# Four GPUs for every role and engines on GPUs of their own.
+SIZES = {f"{role}_num_gpus_per_node": 4 for role in ("actor", "critic", "ref", "reward")}
+PPO = {"pretrain": "model", "prompt_data": "p.jsonl", "reward_pretrain": "rm", "vllm_num_engines": 2, **SIZES}
+FILE = {**PPO, "reward_pretrain": None, "remote_rm_url": "reward.py"}
+GROUPS = {"advantage_estimator": "rloo", "n_samples_per_prompt": 4}
+SHARED = {"colocate_all_models": True, "vllm_num_engines": 4}
+LOCAL = {"pretrain": "model", "prompt_data": "p.jsonl", "remote_rm_url": "reward.py", "local": True}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"apply_chat_template": True, "multiturn": True, "output_key": None},
+        {"pretrain_mode": True, "output_key": None},
+        {"dataset": "a.jsonl,b.jsonl", "dataset_probs": "0.3,0.7"},
+        {"input_template": None},
+        {"eval_dataset": "c.jsonl", "eval_steps": 5},
+        {"max_norm": 0.0, "learning_rate": 0.0},
+    ],
+)
+def test_good_sft(changed: dict[str, Any]) -> None:
+    check(build(SFTConfig, SFT | changed))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        GROUPS,
+        SHARED,
+        SHARED | {"vllm_num_engines": 2, "vllm_tensor_parallel_size": 2, "vllm_enable_sleep": True},
+        {"colocate_actor_ref": True, "deepspeed_enable_sleep": True},
+        {"colocate_actor_ref": True, "critic_num_gpus_per_node": 2},
+        {"colocate_critic_reward": True, "actor_num_gpus_per_node": 8},
+        {"colocate_actor_ref": True, "ref_num_gpus_per_node": 2, "init_kl_coef": 0.0},  # no reference to share with
+        {"advantage_estimator": "reinforce", "critic_num_gpus_per_node": 7},  # no critic to feed
+        {"use_kl_loss": True, "kl_estimator": "k3"},
+        {"kl_target": 0.1},
+        {"critic_pretrain": "critic"},
+        {"prompt_data": "a,b,c", "prompt_data_probs": "0.1,0.4,0.5"},
+        {"normalize_reward": True},
+        {"label_key": "label"},
+    ],
+)
+def test_good_ppo(changed: dict[str, Any]) -> None:
+    check(build(PPOConfig, PPO | changed))
+    check(build(PPOConfig, LOCAL | {"rollout_batch_size": 10, "train_batch_size": 5, "micro_train_batch_size": 5}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"train_batch_size": 12}, ["--train_batch_size 12", "--micro_train_batch_size 8", "--train_batch_size 16"]),
+        ({"input_template": "User: "}, ["--input_template", "{}"]),
+        ({"input_template": "User: {}\\nAssistant: "}, ["--input_template", "$'User: {}\\nAssistant: '"]),
+        (
+            {"apply_chat_template": True, "input_template": "Q: {}"},
+            ["--apply_chat_template", "--input_template", "leave one out"],
+        ),
+        ({"dataset_probs": "0.5,0.5"}, ["--dataset_probs", "2 shares", "--dataset has 1 part"]),
+        ({"dataset": "a,b", "dataset_probs": "0.5,0.6"}, ["--dataset_probs", "sum to 1"]),
+        ({"dataset": "a,b", "dataset_probs": "-0.5,1.5"}, ["--dataset_probs", "above 0"]),
+        ({"dataset": "a,b", "dataset_probs": "half,half"}, ["--dataset_probs", "numbers"]),
+        ({"output_key": None}, ["--output_key", "--apply_chat_template", "--pretrain_mode"]),
+        ({"multiturn": True}, ["--multiturn", "--apply_chat_template"]),
+        ({"pretrain_mode": True}, ["--pretrain_mode", "leave out --output_key"]),
+        (
+            {"pretrain_mode": True, "output_key": None, "multiturn": True, "apply_chat_template": True},
+            ["--pretrain_mode", "--multiturn, --apply_chat_template"],
+        ),
+        ({"eval_steps": 5}, ["--eval_steps", "--eval_dataset"]),
+    ],
+)
+def test_bad_sft(changed: dict[str, Any], words: list[str]) -> None:
+    refused(build(SFTConfig, SFT | changed), words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (PPO | {"input_template": "Q:"}, ["--input_template 'Q:'", "{}"]),
+        (
+            PPO | {"apply_chat_template": True, "input_template": "Q: {}"},
+            ["--apply_chat_template", "--input_template"],
+        ),
+        (PPO | {"train_batch_size": 6}, ["--train_batch_size 6", "--micro_train_batch_size 4"]),
+        (PPO | {"train_batch_size": 8}, ["--train_batch_size 8", "4 × 4 workers", "--actor_num_gpus_per_node"]),
+        (
+            PPO | {"critic_num_gpus_per_node": 64},
+            ["--train_batch_size 128", "64 workers", "--critic_num_gpus_per_node"],
+        ),
+        (PPO | {"reward_pretrain": None}, ["--reward_pretrain", "--remote_rm_url"]),
+        (PPO | {"remote_rm_url": "reward.py"}, ["--reward_pretrain", "--remote_rm_url", "leave one out"]),
+        (FILE | {"remote_rm_url": "reward.txt"}, ["--remote_rm_url 'reward.txt'", ".py"]),
+        (FILE | {"normalize_reward": True}, ["--normalize_reward", "--reward_pretrain"]),
+        (PPO | {"rollout_batch_size": 100}, ["--rollout_batch_size", "100 samples", "--train_batch_size 128"]),
+        (PPO | {"prompt_data_probs": "0.2,0.8"}, ["--prompt_data_probs", "--prompt_data"]),
+        (PPO | GROUPS | {"n_samples_per_prompt": 1}, ["--advantage_estimator rloo", "--n_samples_per_prompt"]),
+        (PPO | GROUPS | {"gamma": 0.9}, ["--advantage_estimator rloo", "--gamma"]),
+        (PPO | GROUPS | {"no_advantage_std_norm": True}, ["--advantage_estimator rloo", "--no_advantage_std_norm"]),
+        (PPO | {"advantage_estimator": "rlo"}, ["--advantage_estimator", "'rlo'", "rloo"]),
+        (PPO | {"advantage_estimator": "gone.py:mine"}, ["--advantage_estimator", "'gone.py'"]),
+        (PPO | GROUPS | {"critic_pretrain": "critic"}, ["--advantage_estimator rloo", "--critic_pretrain"]),
+        (PPO | GROUPS | {"save_value_network": True}, ["--advantage_estimator rloo", "--save_value_network"]),
+        (PPO | {"init_kl_coef": 0.0, "kl_target": 0.1}, ["--kl_target", "--init_kl_coef"]),
+        (PPO | {"init_kl_coef": 0.0, "use_kl_loss": True}, ["--use_kl_loss", "--init_kl_coef"]),
+        (PPO | {"vllm_num_engines": None}, ["--vllm_num_engines", "--local"]),
+        (
+            LOCAL | {"vllm_num_engines": 1, "colocate_actor_ref": True, "adam_offload": True},
+            ["--local", "--vllm_num_engines", "--colocate_actor_ref", "--adam_offload"],
+        ),
+        (
+            PPO | {"rollout_batch_size": 128, "reward_num_gpus_per_node": 3},
+            ["128 samples", "3 workers", "--reward_num_nodes × --reward_num_gpus_per_node", "multiple of 3"],
+        ),
+        (PPO | {"ref_num_nodes": 3}, ["1024 samples", "12 workers", "--ref_num_nodes"]),
+        (PPO | SHARED | {"ref_num_gpus_per_node": 2}, ["--colocate_all_models", "actor, critic, ref, reward", "1 × 2"]),
+        (PPO | {"colocate_actor_ref": True, "ref_num_gpus_per_node": 2}, ["--colocate_actor_ref", "1 × 4, 1 × 2"]),
+        (
+            PPO | {"colocate_critic_reward": True, "reward_num_gpus_per_node": 2, "reward_num_nodes": 2},
+            ["--colocate_critic_reward", "1 × 4, 2 × 2"],
+        ),
+        (
+            PPO | SHARED | {"vllm_num_engines": 3},
+            ["--colocate_all_models", "--vllm_num_engines 3", "--vllm_tensor_parallel_size 1", "4"],
+        ),
+        (PPO | {"vllm_enable_sleep": True}, ["--vllm_enable_sleep", "--colocate_all_models"]),
+        (PPO | {"deepspeed_enable_sleep": True}, ["--deepspeed_enable_sleep", "--colocate_actor_ref"]),
+    ],
+)
+def test_bad_ppo(flags: dict[str, Any], words: list[str]) -> None:
+    refused(build(PPOConfig, flags), words)
+
+
+@pytest.mark.parametrize("name", ["rloo", "reinforce_baseline", "group_norm", "dr_grpo"])
+def test_every_group_estimator_needs_a_group(name: str) -> None:
+    refused(build(PPOConfig, PPO | {"advantage_estimator": name}), [name, "--n_samples_per_prompt"])
+    check(build(PPOConfig, PPO | {"advantage_estimator": name, "n_samples_per_prompt": 2}))
+
+
+def test_an_estimator_of_your_own_says_what_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from openrlhf.algorithms.advantages import Estimator\n"
+        "def plain(inputs): ...\n"
+        "grouped = Estimator(plain, needs_critic=True, needs_groups=True)\n"
+    )
+    plain = build(PPOConfig, PPO | {"advantage_estimator": f"{path}:plain"})
+    check(plain)
+    assert critic_source(plain) is None
+    grouped = build(PPOConfig, PPO | {"advantage_estimator": f"{path}:grouped"})
+    refused(grouped, ["--n_samples_per_prompt"])
+    assert critic_source(grouped) is not None
+
+
+# One value inside and one outside of every range.
+EDGES = {
+    "at least 1": (1, 0),
+    "at least 0": (0, -1),
+    "above 0": (1e-9, 0.0),
+    "above 0 and at most 1": (1.0, 0.0),
+    "between 0 and 1": (1.0, 1.1),
+    "above 1": (1.1, 1.0),
+    "-1 or at least 1": (-1, 0),
+    "0, 1, 2 or 3": (3, 4),
+    "two numbers of at least 0 and below 1": ((0.0, 0.99), (0.9, 1.0)),
+    "two numbers above 0": ((0.2, 0.3), (0.0, 0.3)),
+    "two numbers, the lower one first": ((-1.0, 1.0), (1.0, -1.0)),
+}
+RANGED = [(name, allowed.says) for allowed in RANGES for name in allowed.flags]
+
+
+@pytest.mark.parametrize(("name", "says"), RANGED, ids=[name for name, _ in RANGED])
+def test_ranges(name: str, says: str) -> None:
+    inside, outside = EDGES[says]
+    command, flags = (PPOConfig, PPO) if name in types(PPOConfig) else (SFTConfig, SFT)
+    check_ranges(build(command, flags | {name: inside}))
+    with pytest.raises(ValueError, match=f"--{name} is .*{says}"):
+        check_ranges(build(command, flags | {name: outside}))
+
+
+def test_nan_is_in_no_range() -> None:
+    for name in ("l2", "temperature", "top_p", "gamma"):
+        refused(build(PPOConfig, PPO | {name: float("nan")}), [f"--{name} is nan"])
+
+
+def test_every_range_is_of_a_flag_and_every_number_has_one() -> None:
+    ranged = [name for name, _ in RANGED]
+    known = types(SFTConfig) | types(PPOConfig)
+    assert len(ranged) == len(set(ranged))
+    assert set(ranged) <= known.keys()
+    numbers = {name for name, kind in known.items() if kind in (int, float)}
+    free = {"local_rank", "entropy_loss_coef", "ptx_coef"}
+    assert numbers - set(ranged) == free
+
+
+NOT_BUILT_EXAMPLES = {bool: True, int: 2, float: 0.5, str: "other", tuple[str, ...]: ("q_proj",)}
+
+
+@pytest.mark.parametrize("command", [SFTConfig, PPOConfig])
+def test_every_flag_that_is_not_built_is_refused(command: Any) -> None:
+    flags = SFT if command is SFTConfig else PPO
+    for name in not_built.NOT_BUILT:
+        if name in types(command):
+            refused(build(command, flags | {name: NOT_BUILT_EXAMPLES[types(command)[name]]}), [f"--{name} "])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (PPO | {"eval_dataset": "e"}, ["--eval_dataset is not built yet"]),
+        (PPO | {"eval_steps": 3}, ["--eval_steps is not built yet"]),
+        (PPO | {"max_len": 99}, ["--max_len is not built yet", "--prompt_max_len and --generate_max_len"]),
+        (PPO | {"reward_pretrain": "a,b"}, ["--reward_pretrain", "not built yet"]),
+        (FILE | {"remote_rm_url": "http://host:5000/get_reward"}, ["--remote_rm_url", "not built yet"]),
+        (FILE | {"remote_rm_url": "a.py,b.py"}, ["--remote_rm_url", "not built yet"]),
+        (PPO | {"vllm_num_engines": 0}, ["--vllm_num_engines 0", "not built yet", "--local"]),
+        (PPO | {"ptx_coef": 0.1}, ["--ptx_coef never had an effect"]),
+        (PPO | {"perf": True}, ["--perf never had an effect"]),
+    ],
+)
+def test_what_is_not_built_says_so(flags: dict[str, Any], words: list[str]) -> None:
+    refused(build(PPOConfig, flags), words)
+
+
+def test_defaults_of_what_is_not_built_pass() -> None:
+    read(
+        PPOConfig,
+        [
+            *["--pretrain", "model", "--prompt_data", "p", "--remote_rm_url", "reward.py", "--local"],
+            *["--ptx_coef", "0.05", "--save_steps", "-1", "--lora_rank", "0", "--target_modules", "all-linear"],
+        ],
+    )
+
+
+def test_refused_flags_and_sentences() -> None:
+    known = types(SFTConfig) | types(PPOConfig)
+    values = [(name, sentence) for name, _, sentence in not_built.NOT_BUILT_VALUES]
+    named = [pair for table in not_built.NOT_BUILT_IN.values() for pair in table.items()]
+    for name, sentence in [*not_built.NOT_BUILT.items(), *named, *values]:
+        assert name in known
+        assert sentence.endswith(".")
+
+
+def test_packing_for_the_ring() -> None:
+    """The ring itself is refused before this rule is asked."""
+    with pytest.raises(ValueError, match="--ring_attn_size.*--packing_samples"):
+        ring(build(SFTConfig, SFT | {"ring_attn_size": 2}))
+    ring(build(SFTConfig, SFT | {"ring_attn_size": 2, "packing_samples": True}))
+
+
+def test_workers_of_a_launcher() -> None:
+    train = build(SFTConfig, SFT).train  # 128 samples, 8 at a time
+    check_workers(train, 16, "")
+    with pytest.raises(ValueError, match="--train_batch_size 128.* 8 × 3 workers: .*--train_batch_size 144"):
+        check_workers(train, 3, "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "source"),
+    [
+        (PPO, CriticSource("rm", new_head=False)),
+        (FILE, CriticSource("model", new_head=True)),
+        (PPO | {"critic_pretrain": "critic"}, CriticSource("critic", new_head=False)),
+        (PPO | {"critic_pretrain": "model"}, CriticSource("model", new_head=True)),
+        (PPO | GROUPS, None),
+        (PPO | {"advantage_estimator": "reinforce"}, None),
+    ],
+)
+def test_where_the_critic_starts(flags: dict[str, Any], source: CriticSource | None) -> None:
+    config = build(PPOConfig, flags)
+    assert critic_source(config) == source
+    assert config.reward.critic_pretrain == flags.get("critic_pretrain")
+
+
+def test_roles_with_a_model() -> None:
+    assert list(role_sizes(build(PPOConfig, PPO))) == ["actor", "critic", "ref", "reward"]
+    assert list(role_sizes(build(PPOConfig, FILE | GROUPS | {"init_kl_coef": 0.0}))) == ["actor"]
+    sizes = role_sizes(build(PPOConfig, PPO | {"actor_num_nodes": 3}))
+    assert (sizes["actor"].workers, sizes["ref"].workers) == (12, 4)
+
+
+def test_flags_that_only_deepspeed_can_serve() -> None:
+    assert needs_deepspeed(build(SFTConfig, SFT | {"zero_stage": 3}).deepspeed) == []
+    changed = build(SFTConfig, SFT | {"adam_offload": True, "grad_accum_dtype": "fp32"}).deepspeed
+    assert needs_deepspeed(changed) == ["--adam_offload", "--grad_accum_dtype"]
+
+
+def test_check_changes_nothing() -> None:
+    config = build(PPOConfig, PPO | GROUPS)
+    before = dict(flat(config))
+    check(config)
+    assert flat(config) == before
+
+
+def refused(config: SFTConfig | PPOConfig, words: list[str]) -> None:
+    """One sentence that has all these words."""
+    with pytest.raises(ValueError, match="--") as error:
+        check(config)
+    sentence = str(error.value)
+    assert [word for word in words if word not in sentence] == [], sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
