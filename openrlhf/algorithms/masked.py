@@ -55,7 +55,7 @@ def group_std(x: Tensor, groups: Tensor, members: Tensor | None = None) -> Tenso
     Arguments as for ``group_mean``. Paper: Shao et al., arXiv:2402.03300, §4.1.
     """
     counted = _everyone(x) if members is None else members
-    deviations = x.double() - group_mean(x.double(), groups, counted)
+    deviations = x - group_mean(x.double(), groups, counted)
     degrees = (_group_count(groups, counted) - 1).clamp(min=1)
     return (_group_sum(deviations.square(), groups, counted) / degrees).sqrt().to(x.dtype)
 
@@ -67,7 +67,7 @@ def leave_one_out_mean(x: Tensor, groups: Tensor, members: Tensor | None = None)
     Arguments as for ``group_mean``. Paper: Ahmadian et al., arXiv:2402.14740, §2.2.
     """
     counted = _everyone(x) if members is None else members
-    own = zero_outside(x.double(), counted)
+    own = zero_outside(x, counted)
     others = _group_count(groups, counted) - counted.double()
     mean = (_group_sum(x, groups, counted) - own) / others  # not a number where there are none, and then not taken
     return torch.where(others > 0, mean, own).to(x.dtype)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import init_empty_weights
 from packaging.version import Version
 from torch import Tensor, nn
 
@@ -27,16 +28,19 @@ try:
 except ImportError as error:
     raise ImportError('DeepSpeed is not installed: pip install "openrlhf[deepspeed]"') from error
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from openrlhf.backends import deepspeed_states
 from openrlhf.backends.deepspeed_config import clips_by_hand, frozen_config, train_config
 from openrlhf.backends.local import lr_schedule
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
+from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model
+from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import StepStats
 
+Wrapped = CausalLM | ScoreModel
 OLDEST = "0.19.8"
 GATHER_BYTES = 512 * 2**20  # a bucket of whole weights that stage 3 puts together at a time
 
@@ -75,15 +79,14 @@ def init_distributed(timeout: timedelta = timedelta(minutes=60)) -> torch.device
 class DeepSpeedForward:
     """A frozen model: partitioned at stage 3, whole on every rank otherwise."""
 
-    def __init__(self, build: Callable[[], nn.Module], model: ModelConfig, zero_stage: int, offload: bool) -> None:
+    def __init__(self, build: Callable[[], Wrapped], model: ModelConfig, zero_stage: int, offload: bool) -> None:
         """``build`` loads the model; at stage 3 it runs where Transformers partitions weights as they are loaded.
 
         ``offload`` keeps the weights in host memory and brings them to the device layer by layer.
         """
         self.device = init_distributed()
         config = frozen_config(model.bf16, zero_stage, offload)
-        with partitioned_load(config):
-            module = build().eval().requires_grad_(False)
+        module = load(build, config).eval().requires_grad_(False)
         self.model, *_ = deepspeed.initialize(model=module, config=config)
         self.model.eval()
         self._asleep: list[deepspeed_states.HostCopy] = []
@@ -102,7 +105,7 @@ class DeepSpeedTrain:
 
     def __init__(
         self,
-        build: Callable[[], nn.Module],
+        build: Callable[[], Wrapped],
         model: ModelConfig,
         optim: OptimConfig,
         train: TrainConfig,
@@ -119,8 +122,7 @@ class DeepSpeedTrain:
         self.max_norm = optim.max_norm
         self._clips = clips_by_hand(model, sharding)
         config = train_config(model, optim, train, sharding)
-        with partitioned_load(config):
-            module = build()
+        module = load(build, config)
         beta1, beta2 = optim.adam_betas
         self.model, *_ = deepspeed.initialize(
             model=module,
@@ -189,22 +191,47 @@ class DeepSpeedTrain:
         return nn.utils.clip_grad_norm_(parameters, self.max_norm if self.max_norm > 0 else math.inf)
 
 
-@contextmanager
-def partitioned_load(config: dict[str, Any]) -> Iterator[None]:
-    """At stage 3, ``from_pretrained`` inside partitions each weight as it is loaded, so no rank holds the model.
+def load(build: Callable[[], Wrapped], config: dict[str, Any]) -> Wrapped:
+    """``build()``; at stage 3, ``from_pretrained`` inside it shards each weight as it is loaded.
 
-    Transformers looks the configuration up in a global of its own; it is unset afterwards, so that a frozen model with
-    another stage can be loaded in the same process.
+    Transformers looks the configuration up in a global of its own; it is unset afterwards, so that a model of another
+    stage can be loaded in the same process.
     """
     if config["zero_optimization"]["stage"] != 3:
-        yield
-        return
+        return build()
     alive = HfDeepSpeedConfig(config)  # Transformers holds it by a weak reference
     try:
-        yield
+        module = build()
     finally:
         unset_hf_deepspeed_config()
         del alive
+    restore_buffers(module.hf)
+    return module
+
+
+def restore_buffers(hf: PreTrainedModel) -> None:
+    """Give the buffers that no file holds, the rotary frequencies, the values and dtype they have at other stages.
+
+    While DeepSpeed shards, it casts every new tensor to the model's dtype. Frequencies rounded to bfloat16 turn the
+    thousandth position by a fifth of a radian, and the vLLM engines do not round theirs.
+    """
+    with init_empty_weights(include_buffers=False), _default_dtype(hf.dtype):
+        plain = type(hf)(hf.config)
+    saved = hf.state_dict().keys()
+    for name, buffer in plain.named_buffers():
+        if name not in saved:
+            owner, _, leaf = name.rpartition(".")
+            hf.get_submodule(owner).register_buffer(leaf, buffer.to(hf.get_buffer(name).device), persistent=False)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _hf_tensors(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:

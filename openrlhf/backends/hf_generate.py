@@ -53,8 +53,7 @@ class HFGenerate:
         rows = list(range(len(prompts)))  # which completion each row of the cache belongs to
         stops = torch.tensor(params.stop_token_ids, dtype=torch.int64, device=device)
         for position in range(params.max_new_tokens):
-            forbidden = stops if position < params.min_new_tokens else stops[:0]
-            tokens, log_probs = sample(logits, params, forbidden, generator)
+            tokens, log_probs = sample(logits, params, generator)
             for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
                 out[row].token_ids.append(token)
                 out[row].log_probs.append(log_prob)
@@ -103,18 +102,13 @@ class HFGenerate:
         return out.logits[:, -1].float()
 
 
-def sample(
-    logits: Tensor, params: SamplingParams, forbidden: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Tokens (B,) and their log-probs (B,) under softmax(logits / temperature), before the cut at ``top_p``."""
     log_probs = torch.log_softmax(logits / (params.temperature or 1.0), dim=-1)
-    allowed = log_probs.clone()
-    allowed[:, forbidden] = -torch.inf
     if params.temperature == 0:
-        tokens = allowed.argmax(dim=-1)
+        tokens = log_probs.argmax(dim=-1)
     else:
-        if params.top_p < 1:
-            allowed = top_p_cut(allowed, params.top_p)
+        allowed = top_p_cut(log_probs, params.top_p) if params.top_p < 1 else log_probs
         # Gumbel maximum: one draw a token, so a row's choice does not hang on the normalisation of the cut.
         noise = torch.empty_like(allowed).exponential_(generator=generator).log()
         tokens = (allowed - noise).argmax(dim=-1)

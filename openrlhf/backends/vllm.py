@@ -172,7 +172,6 @@ def _vllm_params(params: SamplingParams, seed: int | None) -> Any:
         temperature=params.temperature,
         top_p=params.top_p,
         max_tokens=params.max_new_tokens,
-        min_tokens=params.min_new_tokens,
         stop_token_ids=list(params.stop_token_ids),
         seed=seed,
         logprobs=0,  # of the sampled token alone

@@ -43,7 +43,7 @@ def run(folder: Path, cluster: bool, seed: int) -> tuple[float, float]:
     base, sft, rl = folder / "base", folder / "sft", folder / "rl"
     folder.mkdir(parents=True, exist_ok=True)
     say(f"1/4  A tiny model from scratch and arithmetic problems → {folder}")
-    write_data(folder, seed, demonstrations=12_000, held_out=HELD_OUT)
+    write_data(folder, seed, demonstrations=13_000, held_out=HELD_OUT)
     tokenizer = build_tokenizer(base)
     build_model(base, vocab_size=len(tokenizer), hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, seed=seed)
 
@@ -78,7 +78,7 @@ def sft_flags(folder: Path, base: Path, out: Path, seed: int) -> dict[str, Any]:
         "max_epochs": 2,
         "train_batch_size": 64,
         "micro_train_batch_size": 64,
-        "learning_rate": 3e-3,
+        "learning_rate": 1e-3,
         "logging_steps": 25,
         "save_path": out,
         "seed": seed,
@@ -101,7 +101,7 @@ def rl_flags(folder: Path, sft: Path, out: Path, seed: int, cluster: bool) -> di
         "train_batch_size": 128,
         "micro_train_batch_size": 128,
         "micro_rollout_batch_size": 256,
-        "actor_learning_rate": 5e-4,
+        "actor_learning_rate": 3e-4,
         "init_kl_coef": 0.001,
         "use_kl_loss": True,
         "kl_estimator": "k3",

@@ -42,14 +42,15 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 
 def _overlaps(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    # Both lists are in order, so one pass suffices. Tokenizers that trim white space from offsets give a token of only
-    # white space no width; it stands on the character before its end.
-    mask, current = [], 0
+    # Both lists are in order, so one pass suffices. Some tokenizers leave white space out of the offsets: a token begins
+    # where the one before ended, or earlier when they share a character.
+    mask, current, begin = [], 0, 0
     for start, end in offsets:
-        start = min(start, end - 1)
-        while current < len(spans) and spans[current][1] <= start:
+        begin = min(start, begin)
+        while current < len(spans) and spans[current][1] <= begin:
             current += 1
         mask.append(current < len(spans) and spans[current][0] < end)
+        begin = end
     return mask
 
 

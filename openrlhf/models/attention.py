@@ -77,9 +77,10 @@ def _attend_segments(
 ) -> Tensor:
     """One call for each run of neighbouring segments of one length: (1, heads, N, D) → (1, N, heads, D)."""
     runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths) if length > 0]
-    pieces = zip(*(x[0].split([length * count for length, count in runs], dim=1) for x in (query, key, value)))
+    sizes = [length * count for length, count in runs]
+    queries, keys, values = (x[0].split(sizes, dim=1) for x in (query, key, value))
     outputs = []
-    for (length, count), piece in zip(runs, pieces):
+    for (length, count), *piece in zip(runs, queries, keys, values, strict=True):
         q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in piece)  # (count, heads, length, D)
         mask = None if window is None or length <= window else _window_mask(length, window, query.device)
         out = scaled_dot_product_attention(
@@ -97,7 +98,7 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 
 @cache
-def _varlen() -> Callable[..., Tensor] | None:
+def _varlen() -> Callable[..., Any] | None:
     """torch's variable-length FlashAttention, where this torch has it."""
     try:
         from torch.nn.attention.varlen import varlen_attn

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from openrlhf.models.head import CHUNK_ELEMENTS, LogitMap, score_tokens
+from openrlhf.models.head import LogitMap, score_tokens
 from openrlhf.models.packing import before, decode, predicted, spread
 from openrlhf.types import Batch
 
@@ -22,7 +22,7 @@ class TokenScores(NamedTuple):
 class CausalLM(nn.Module):
     """Wraps a Hugging Face causal language model, ``hf``."""
 
-    def __init__(self, hf: PreTrainedModel, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+    def __init__(self, hf: PreTrainedModel, chunk_elements: int | None = None) -> None:
         super().__init__()
         self.hf = hf
         self.chunk_elements = chunk_elements

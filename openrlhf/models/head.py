@@ -6,7 +6,7 @@ backward pass computes each chunk's logits again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**25  # logits in one chunk; 128 MiB in float32
+# Logits in one chunk: wide products on an accelerator (128 MiB in float32), what caches hold on a CPU.
+CHUNK_ELEMENTS = {"cuda": 2**25, "cpu": 2**22}
 
 Scores = tuple[Tensor, Tensor | None]
 
@@ -36,12 +37,14 @@ def score_tokens(
     logit_map: LogitMap,
     temperature: float,
     entropy: bool,
-    chunk_elements: int,
+    chunk_elements: int | None = None,
 ) -> Scores:
     """log softmax(logits / temperature) at ``targets`` (M,) and, if asked, the entropy of that softmax (M,).
 
-    ``states`` (M, H). Results are float32 (float64 for a float64 model) and differentiable.
+    ``states`` (M, H); ``chunk_elements`` bounds the logits alive at once. Results are float32 (float64 for a float64
+    model) and differentiable.
     """
+    chunk_elements = chunk_elements or CHUNK_ELEMENTS[states.device.type]
     options = _Options(logit_map, 1.0 / temperature, entropy, chunk_elements)
 
     def fused(states: Tensor) -> Scores:
@@ -100,12 +103,12 @@ def _score_chunks(forward: Callable[[Tensor], Tensor], states: Tensor, targets: 
     with torch.no_grad():
         vocabulary = forward(states[:0]).shape[1]
     rows = options.rows(vocabulary)
-    pieces = list(zip(states.split(rows), targets.split(rows)))
+    pieces = list(zip(states.split(rows), targets.split(rows), strict=True))
     if len(pieces) > 1 and torch.is_grad_enabled():
         scored = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
     else:
         scored = [score(*piece) for piece in pieces]
-    log_probs, entropies = (torch.cat(column) for column in zip(*scored))
+    log_probs, entropies = (torch.cat(column) for column in zip(*scored, strict=True))
     return log_probs, entropies if options.entropy else None
 
 
@@ -188,7 +191,9 @@ class _LinearScores(torch.autograd.Function):
         )
 
 
-def _each_chunk(states: Tensor, weight: Tensor, bias: Tensor | None, options: _Options) -> Any:
+def _each_chunk(
+    states: Tensor, weight: Tensor, bias: Tensor | None, options: _Options
+) -> Iterator[tuple[slice, Tensor]]:
     """Yields (slice of rows, their final logits / temperature), in one buffer that is written over each time."""
     rows = min(options.rows(len(weight)), max(1, len(states)))
     buffer = states.new_empty(rows, len(weight), dtype=_wide(states.dtype))

@@ -164,8 +164,8 @@ def _choose_attention(hf: PreTrainedModel, path: str, config: ModelConfig, flag:
     packs = hf.config._attn_implementation in (attention.NAME, "flash_attention_2") and not kinds
     if config.packing_samples and (hf._is_stateful or not packs):
         raise ValueError(
-            f"--packing_samples: the layers of {flag} {path} ({values['model_type']}) would let packed samples see each "
-            "other; leave --packing_samples out"
+            f"--packing_samples: the layers of {flag} {path} ({values['model_type']}) would let packed samples see "
+            "each other; leave --packing_samples out"
         )
 
 

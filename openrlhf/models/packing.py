@@ -74,7 +74,7 @@ def predicted(batch: Batch) -> Tensor:
 
 
 def before(hidden: Hidden, chosen: Tensor) -> Tensor:
-    """(M, H): the state that each of the M chosen tokens was predicted from. Here, and only here, tokens are shifted."""
+    """(M, H): the state that each of the M chosen tokens was predicted from. Only here are tokens shifted."""
     return hidden.states[hidden.slots[:, :-1][chosen[:, 1:]]]
 
 

@@ -48,7 +48,7 @@ class ScoreModel(nn.Module):
         self.hf.config.mean, self.hf.config.std = mean, std
 
     def _head(self, states: Tensor) -> Tensor:
-        out = self.hf.score(states).squeeze(-1)
+        out = self.hf.get_submodule("score")(states).squeeze(-1)
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         return (out - self.mean) / self.std if self.normalize and not self.training else out
 

@@ -14,7 +14,6 @@ class SamplingParams:
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     max_new_tokens: int = 1024
-    min_new_tokens: int = 1
     stop_token_ids: tuple[int, ...] = ()  # end a response and stay in it
     seed: int | None = None
 

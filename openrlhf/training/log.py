@@ -41,9 +41,9 @@ class RunLog:
             self.sinks = _sinks(folder, config, resolved)
 
     def start(self, steps: int, title: str) -> None:
-        """Show a progress bar over ``steps``."""
+        """Show a progress bar over ``steps``, on a terminal; a log file gets the lines alone."""
         if self.file is not None:
-            self.bar = tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True, disable=None)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Record a step. Raises ValueError for a name that the metric table does not have."""

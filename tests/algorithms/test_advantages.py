@@ -12,6 +12,7 @@ from openrlhf.algorithms.advantages import (
     Estimator,
     estimate_advantages,
     find_estimator,
+    token_rewards,
 )
 
 GROUPS = [3, 3, 3, 8, 8, 8, 8, 5]  # row 2 has no action token, row 7 is alone
@@ -222,6 +223,26 @@ def test_only_gae_needs_a_critic(inputs):
             estimate_advantages(name, replace(inputs, values=None))
 
 
+def test_which_need_more_than_one_sample_per_prompt():
+    assert NEEDS_GROUPS == ["reinforce_baseline", "rloo", "group_norm", "dr_grpo"]
+
+
+def test_group_norm_adds_1e_9_to_the_std():
+    """Rewards ±1e-9: the unbiased std is √2·1e-9."""
+    rewards, one = torch.tensor([1e-9, -1e-9], dtype=torch.float64), torch.ones(2, 1, dtype=torch.bool)
+    inputs = AdvantageInputs(rewards, torch.zeros(2, 1), one, torch.zeros(2), None, 1.0, 1.0, (-10.0, 10.0))
+    expected = 1 / (math.sqrt(2.0) + 1)
+    out = estimate_advantages("group_norm", inputs)[0].flatten().tolist()
+    assert out == pytest.approx([expected, -expected], rel=1e-6)
+
+
+def test_token_rewards_are_zero_outside_the_mask(inputs):
+    poisoned = replace(inputs, kl_rewards=inputs.kl_rewards.masked_fill(~inputs.action_mask, math.nan))
+    out = token_rewards(inputs.rewards, poisoned)
+    assert torch.equal(out, token_rewards(inputs.rewards, inputs))
+    assert not out[~inputs.action_mask].any()
+
+
 CUSTOM = """
 from openrlhf.algorithms.advantages import Estimator
 
@@ -244,9 +265,9 @@ def custom(tmp_path):
 
 
 def test_a_function_from_a_file(inputs, custom):
-    advantages, _ = estimate_advantages(f"{custom}:doubled", inputs)
     expected = torch.where(inputs.action_mask, 2 * inputs.rewards.unsqueeze(1), 0.0)
-    assert torch.equal(advantages, expected)
+    for out in estimate_advantages(f"{custom}:doubled", inputs):
+        assert torch.equal(out, expected)
     assert find_estimator(f"{custom}:doubled").whitens is False
 
 

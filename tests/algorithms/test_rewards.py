@@ -8,6 +8,7 @@ from openrlhf.algorithms.rewards import clip_rewards, kl_penalty, place_on_last_
 
 def test_clip():
     assert clip_rewards(torch.tensor([-11.0, -10.0, 0.5, 3.0]), -10.0, 2.0).tolist() == [-10.0, -10.0, 0.5, 2.0]
+    assert clip_rewards(torch.tensor([-11.0, 3.0]), 1.0, 1.0).tolist() == [1.0, 1.0]
 
 
 def test_clip_range_the_wrong_way_round():

@@ -20,12 +20,14 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf.backends.deepspeed_config import frozen_config, train_config
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
-from openrlhf.models.load import load_causal_lm
-from openrlhf.models.tiny import build_model
+from openrlhf.models.load import load_causal_lm, load_score_model
+from openrlhf.models.tiny import build_model, build_tokenizer
+from openrlhf.models.value_head import ScoreModel
 from openrlhf.types import Batch
 
 VOCABULARY, WIDTH, ROWS, STEPS, PEAK = 64, 12, 12, 3, 1e-3
@@ -45,6 +47,7 @@ class Case:
     recompute: str = ""  # "", "reentrant" or "plain" gradient checkpointing
     tied: bool = False
     sleeps: bool = False
+    saves_to: str = ""
 
     def sharding(self) -> DeepSpeedConfig:
         return DeepSpeedConfig(
@@ -54,6 +57,11 @@ class Case:
             grad_accum_dtype=self.grad_accum_dtype,
             zpg=self.zpg,
         )
+
+
+def on_ranks(test: Any) -> Any:
+    """Reads what the spawned ranks left; the first such test waits for them."""
+    return pytest.mark.slow(pytest.mark.timeout(600)(test))
 
 
 EXACT = {
@@ -69,7 +77,8 @@ EXACT = {
         **{f"stage {stage}, overlapped": Case(stage, overlap_comm=True) for stage in (1, 2, 3)},
         **{f"stage {stage}, recomputed": Case(stage, recompute="plain") for stage in (2, 3)},
         **{f"stage {stage}, recomputed reentrantly": Case(stage, recompute="reentrant") for stage in (2, 3)},
-        **{f"stage {stage}, tied": Case(stage, tied=True) for stage in (0, 2, 3)},
+        **{f"stage {stage}, tied": Case(stage, tied=True, saves_to=f"saved-tied-{stage}") for stage in (0, 2, 3)},
+        "stage 3, saved": Case(3, saves_to="saved-3"),
         "stage 3, second partition": Case(3, zpg=2),
     },
 }
@@ -150,10 +159,16 @@ def run_rank(rank: int, world: int, port: int, folder: Path) -> None:
 
     init_distributed(timedelta(seconds=60))
     results = {name: run_case(case, rank, world, folder) for name, case in CASES[world].items()}
-    frozen = {f"frozen, {stage=}, {offload=}": run_frozen(stage, offload, folder)
-              for stage in (0, 3) for offload in (False, True)}
+    frozen = {
+        f"frozen, {stage=}, {offload=}": run_frozen(stage, offload, folder)
+        for stage in (0, 3)
+        for offload in (False, True)
+    }
+    critics = {
+        f"critic, {stage=}": run_critic(stage, rank, folder / f"critic-{world}-{stage}", folder) for stage in (2, 3)
+    }
     if rank == 0:
-        torch.save({**results, **frozen}, folder / f"results-{world}.pt")
+        torch.save({**results, **frozen, **critics}, folder / f"results-{world}.pt")
 
 
 def run_case(case: Case, rank: int, world: int, folder: Path) -> dict[str, Any]:
@@ -184,8 +199,11 @@ def run_case(case: Case, rank: int, world: int, folder: Path) -> dict[str, Any]:
         if case.sleeps:
             slept.append(sleep_and_wake(engine))
     weights = {name: tensor.clone() for name, tensor in engine.full_weights()}
+    buffers = dict(engine.model.module.named_buffers())
+    if case.saves_to:
+        engine.save(folder / f"{case.saves_to}-{world}", AutoTokenizer.from_pretrained(folder / "tokenizer"))
     engine.model.destroy()
-    return {"stats": stats, "weights": weights, "slept": slept}
+    return {"stats": stats, "weights": weights, "slept": slept, "buffers": buffers}
 
 
 def sleep_and_wake(engine: Any) -> tuple[bool, bool]:
@@ -215,6 +233,34 @@ def run_frozen(stage: int, offload: bool, folder: Path) -> Tensor:
     return scores
 
 
+def run_critic(stage: int, rank: int, saved: Path, folder: Path) -> Tensor:
+    """A critic with a fresh head, drawn differently on each rank, trained for a step and saved. Returns its values."""
+    from openrlhf.backends.deepspeed import DeepSpeedTrain
+
+    torch.manual_seed(rank)
+    source = folder / "untied"
+    engine = DeepSpeedTrain(
+        lambda: load_score_model(str(source), model_config(source), "value_head", new_head=True),
+        model_config(source),
+        OPTIM,
+        TrainConfig(),
+        DeepSpeedConfig(zero_stage=stage),
+        learning_rate=PEAK,
+        total_steps=STEPS,
+    )
+    for _ in range(2):  # the first step has learning rate 0
+        engine.backward(engine.model(mini_batch(0), "values").square().sum() / engine.world, last=True)
+        engine.step()
+    engine.save(saved, AutoTokenizer.from_pretrained(folder / "tokenizer"))
+    with torch.no_grad():
+        values = engine.model(mini_batch(0), "values").clone()
+    # sum of squares - square of sums / ranks: zero only when every rank has the same values
+    spread = engine.sum_over_ranks(values.square()) - engine.sum_over_ranks(values).square() / engine.world
+    assert spread.abs().max() < 1e-6
+    engine.model.destroy()
+    return values
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -223,7 +269,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("deepspeed")
+    build_tokenizer(folder / "tokenizer")
     for name in ("tied", "untied"):
         build_model(folder / name, VOCABULARY, hidden=32, intermediate=48, head_dim=16, tied=name == "tied")
     return folder
@@ -241,7 +289,7 @@ def results(folder: Path) -> dict[int, dict[str, Any]]:
     return {world: torch.load(folder / f"results-{world}.pt", weights_only=False) for world in SPLITS}
 
 
-@pytest.mark.slow
+@on_ranks
 @pytest.mark.parametrize(("world", "name"), [(w, n) for w in SPLITS for n in EXACT[w]])
 def test_training_equals_the_plain_loop(world: int, name: str, results: Any, references: Any) -> None:
     stats, weights = references[EXACT[world][name].tied]
@@ -253,7 +301,7 @@ def test_training_equals_the_plain_loop(world: int, name: str, results: Any, ref
         torch.testing.assert_close(run["weights"][key], expected, rtol=1e-6, atol=3e-7, msg=key)
 
 
-@pytest.mark.slow
+@on_ranks
 @pytest.mark.parametrize("name", BF16[2])
 def test_bf16_follows_float32(name: str, results: Any, references: Any) -> None:
     stats, _ = references[False]
@@ -262,13 +310,13 @@ def test_bf16_follows_float32(name: str, results: Any, references: Any) -> None:
     assert all(weight.dtype == torch.bfloat16 for weight in run["weights"].values())
 
 
-@pytest.mark.slow
+@on_ranks
 @pytest.mark.parametrize(("world", "name"), [(w, n) for w in SPLITS for n, case in CASES[w].items() if case.sleeps])
 def test_sleep_empties_the_device_and_comes_back_bit_for_bit(world: int, name: str, results: Any) -> None:
     assert results[world][name]["slept"] == [(True, True)] * STEPS
 
 
-@pytest.mark.slow
+@on_ranks
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("stage", [0, 3])
 @pytest.mark.parametrize("world", SPLITS)
@@ -278,3 +326,100 @@ def test_a_frozen_model_scores_like_the_plain_one(
     with torch.no_grad():
         expected = load(folder / "untied")(mini_batch(0)).log_probs
     torch.testing.assert_close(results[world][f"frozen, {stage=}, {offload=}"], expected, rtol=1e-6, atol=1e-6)
+
+
+@on_ranks
+@pytest.mark.parametrize("name", [name for name, case in BF16[2].items() if case.stage == 3])
+def test_sharding_does_not_round_the_rotary_frequencies(name: str, results: Any, folder: Path) -> None:
+    expected = dict(load(folder / "untied", bf16=True).named_buffers())
+    buffers = results[2][name]["buffers"]
+    assert expected
+    torch.testing.assert_close(buffers, expected, rtol=0, atol=0)
+
+
+@on_ranks
+@pytest.mark.parametrize("name", [name for name, case in EXACT[2].items() if case.saves_to])
+def test_save_writes_what_transformers_loads(name: str, results: Any, folder: Path) -> None:
+    saved = folder / f"{EXACT[2][name].saves_to}-2"
+    model, report = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    torch.testing.assert_close(dict(model.named_parameters()), results[2][name]["weights"], rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(saved).encode("abc")
+
+
+@on_ranks
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("world", SPLITS)
+def test_a_critic_with_a_new_head_trains_and_saves(world: int, stage: int, results: Any, folder: Path) -> None:
+    saved = str(folder / f"critic-{world}-{stage}")
+    critic: ScoreModel = load_score_model(saved, model_config(Path(saved)), "value_head")
+    with torch.no_grad():
+        values = critic(mini_batch(0), "values")
+    assert values.abs().max() > 0
+    torch.testing.assert_close(results[world][f"critic, {stage=}"], values, rtol=1e-6, atol=1e-6)
+
+
+MODEL = ModelConfig(pretrain="model")
+
+
+def test_train_config_says_what_the_flags_say() -> None:
+    sharding = DeepSpeedConfig(zero_stage=3, zpg=8, adam_offload=True, overlap_comm=True, grad_accum_dtype="fp32")
+    bf16 = ModelConfig(pretrain="model", bf16=True)
+    assert train_config(bf16, OptimConfig(max_norm=0.7), TrainConfig(micro_train_batch_size=2), sharding) == {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.7,
+        "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": None,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "zero_hpz_partition_size": 8,
+            "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "expected"),
+    [(0, False, (0, "none")), (2, False, (0, "none")), (3, False, (3, "none")), (2, True, (3, "cpu"))],
+)
+def test_a_frozen_model_is_sharded_at_stage_3_or_to_wait_on_the_host(
+    stage: int, offload: bool, expected: tuple[int, str]
+) -> None:
+    zero = frozen_config(bf16=True, zero_stage=stage, offload=offload)["zero_optimization"]
+    assert (zero["stage"], zero["offload_param"]["device"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("sharding", "flag"),
+    [
+        (DeepSpeedConfig(zero_stage=4), "--zero_stage is 4"),
+        (DeepSpeedConfig(zero_stage=0, adam_offload=True), "--adam_offload"),
+        (DeepSpeedConfig(zero_stage=2, zpg=8), "--zpg 8"),
+        (DeepSpeedConfig(zero_stage=0, grad_accum_dtype="fp32"), "--grad_accum_dtype"),
+    ],
+)
+def test_flags_that_the_stage_has_not_are_refused(sharding: DeepSpeedConfig, flag: str) -> None:
+    with pytest.raises(ValueError, match=flag):
+        train_config(MODEL, OptimConfig(), TrainConfig(), sharding)
+
+
+def test_a_missing_deepspeed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    monkeypatch.delitem(sys.modules, "openrlhf.backends.deepspeed", raising=False)
+    with pytest.raises(ImportError, match=r'pip install "openrlhf\[deepspeed\]"'):
+        importlib.import_module("openrlhf.backends.deepspeed")
+
+
+@pytest.mark.slow
+def test_versions_are_compared_as_numbers() -> None:
+    pytest.importorskip("deepspeed")
+    from openrlhf.backends.deepspeed import check_version
+
+    check_version("0.19.8")
+    check_version("0.100.0")
+    with pytest.raises(ImportError, match="too old"):
+        check_version("0.9.5")

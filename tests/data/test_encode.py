@@ -51,7 +51,7 @@ def test_no_special_token_is_added():
 
 
 @given(pieces=PIECES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @pytest.mark.parametrize("trim", [False, True])
 def test_the_mask_covers_the_spans_and_touches_no_other_token(make_tokenizer, pieces, trim):
     """The mask by characters: a token carries loss iff one of its bytes is a byte of a marked piece."""
