@@ -6,15 +6,17 @@ import os
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from openrlhf.backends.local import LocalTrain
+from openrlhf.config.derived import needs_deepspeed
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
+from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import TrainEngine
 
 
 def choose_train_engine(
-    build: Callable[[], nn.Module],
+    build: Callable[[], CausalLM | ScoreModel],
     model: ModelConfig,
     optim: OptimConfig,
     train: TrainConfig,
@@ -27,8 +29,7 @@ def choose_train_engine(
         from openrlhf.backends.deepspeed import DeepSpeedTrain
 
         return DeepSpeedTrain(build, model, optim, train, sharding, learning_rate, total_steps)
-    changed = [f"--{name}" for name, value in vars(sharding).items() if value != vars(DeepSpeedConfig())[name]]
-    if changed:
+    if changed := needs_deepspeed(sharding):
         raise ValueError(
             f"{', '.join(changed)} needs DeepSpeed: start with `deepspeed --module openrlhf.cli.train_sft` "
             "(or torchrun -m) instead of python"

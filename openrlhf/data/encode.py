@@ -42,8 +42,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 
 def _overlaps(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    # Both lists are in order, so one pass suffices. Some tokenizers leave white space out of the offsets: a token begins
-    # where the one before ended, or earlier when they share a character.
+    # Both lists are in order, so one pass suffices. Some tokenizers leave white space out of the offsets: a token
+    # begins where the one before ended, or earlier when they share a character.
     mask, current, begin = [], 0, 0
     for start, end in offsets:
         begin = min(start, begin)

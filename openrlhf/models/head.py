@@ -50,10 +50,14 @@ def score_tokens(
     def fused(states: Tensor) -> Scores:
         return _LinearScores.apply(states, head.weight, head.bias, targets, options)
 
-    if type(head) is nn.Linear and head.weight.dtype == states.dtype:
+    if _fusable(head, states):
         return _call(head, fused, states)
     original = head.forward
     return _call(head, lambda states: _score_chunks(original, states, targets, options), states)
+
+
+def _fusable(head: nn.Module, states: Tensor) -> bool:
+    return type(head) is nn.Linear and head.weight.dtype == states.dtype
 
 
 def _call(head: nn.Module, function: Callable[[Tensor], Scores], states: Tensor) -> Scores:

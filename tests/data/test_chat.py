@@ -104,3 +104,5 @@ def test_a_generation_prompt_that_does_not_begin_the_turn_is_refused(make_tokeni
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ '<|im_start|>assistant\\n' }}", "{{ 'Answer: ' }}")
     with pytest.raises(ValueError, match="does not keep its prefix"):
         mark_answer(tokenizer, [USER], [REPLY])
+    with pytest.raises(ValueError, match="does not keep its prefix"):
+        mark_turns(tokenizer, [USER, REPLY])

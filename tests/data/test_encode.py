@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import ByT5Tokenizer
 
 from openrlhf.data.chat import MarkedText
@@ -45,9 +46,15 @@ def test_every_byte_of_a_character_is_marked(make_tokenizer):
     assert len(marked_tokens(make_tokenizer(), MarkedText("q😀q", ((1, 2),)))) == len("😀".encode())
 
 
-def test_no_special_token_is_added():
-    tokenizer = ByT5Tokenizer()
-    assert token_ids(tokenizer, ["ab"]) == [[100, 101]]
+def test_no_special_token_is_added(make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    q = tokenizer.convert_tokens_to_ids("q")
+    assert tokenizer("qq")["input_ids"] == [0, q, q, 1]
+    assert token_ids(tokenizer, ["qq"]) == [[q, q]]
+    assert encode(tokenizer, [MarkedText("qq", ((1, 2),))]) == [([q, q], [False, True])]
 
 
 @given(pieces=PIECES)

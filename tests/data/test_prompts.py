@@ -60,7 +60,7 @@ def test_empty_conversations_are_dropped(make_tokenizer):
 
 
 def test_nothing_is_logged_when_all_rows_are_used_whole(make_tokenizer, caplog):
-    build(make_tokenizer(), [{"input": "q"}])
+    assert len(build(make_tokenizer(), [{"input": "qqqq"}], prompt_max_len=4)[0].tokens) == 4
     assert not caplog.records
 
 

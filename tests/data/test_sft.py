@@ -58,6 +58,12 @@ def test_other_braces_of_the_template_stay(make_tokenizer):
     assert tokenizer.decode(sample.tokens) == '{"x": q}a</s>'
 
 
+def test_a_template_around_nothing_is_an_empty_prompt(make_tokenizer):
+    rows = [{"input": "", "output": "a"}, {"input": "q", "output": "a"}]
+    _, report = build(make_tokenizer(), rows, input_template="Question: {}")
+    assert report.dropped["empty prompt"].first == 0
+
+
 @pytest.mark.parametrize("answer", ["fine.", "fine.\n\n", "fine.</s>", "fine.</s>\n"])
 def test_text_ends_in_one_eos(make_tokenizer, answer):
     tokenizer = make_tokenizer()
