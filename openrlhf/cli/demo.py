@@ -43,7 +43,7 @@ def run(folder: Path, cluster: bool, seed: int) -> tuple[float, float]:
     base, sft, rl = folder / "base", folder / "sft", folder / "rl"
     folder.mkdir(parents=True, exist_ok=True)
     say(f"1/4  A tiny model from scratch and arithmetic problems → {folder}")
-    write_data(folder, seed, demonstrations=13_000, held_out=HELD_OUT)
+    write_data(folder, seed, demonstrations=15_000, held_out=HELD_OUT)
     tokenizer = build_tokenizer(base)
     build_model(base, vocab_size=len(tokenizer), hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, seed=seed)
 
@@ -98,10 +98,10 @@ def rl_flags(folder: Path, sft: Path, out: Path, seed: int, cluster: bool) -> di
         "advantage_estimator": "group_norm",
         "n_samples_per_prompt": 8,
         "rollout_batch_size": 32,
-        "train_batch_size": 128,
-        "micro_train_batch_size": 128,
+        "train_batch_size": 256,
+        "micro_train_batch_size": 256,
         "micro_rollout_batch_size": 256,
-        "actor_learning_rate": 3e-4,
+        "actor_learning_rate": 7e-5,
         "init_kl_coef": 0.001,
         "use_kl_loss": True,
         "kl_estimator": "k3",

@@ -1,0 +1,77 @@
+"""What every program of a comparison shares: one model folder, one tokenizer, one token stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from openrlhf.models.tiny import build_model
+
+VOCABULARY = 2048
+BATCH = 8
+LEARNING_RATE = 1e-4
+BETAS = (0.9, 0.95)
+MAX_NORM = 1.0
+
+Rows = list[list[int]]
+
+
+def write_model(folder: Path) -> None:
+    """A Qwen3 of 1.05 million parameters, and a tokenizer of one token a word: ``w0 w1 …``.
+
+    The end token lies outside the model's vocabulary, so it is never sampled and every response has full length.
+    """
+    build_model(
+        folder,
+        VOCABULARY,
+        hidden=128,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        intermediate=384,
+        eos_token_id=VOCABULARY,
+    )
+    words = {f"w{i}": i for i in range(VOCABULARY)} | {"<end>": VOCABULARY}
+    core = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="w0", eos_token="<end>").save_pretrained(folder)
+
+
+def uniform_lengths(count: int) -> list[int]:
+    return [256] * count
+
+
+def gsm8k_lengths(count: int) -> list[int]:
+    """As of grade-school problems with worked answers: lognormal, median 180, σ 0.4."""
+    return _lognormal(count, 180, 0.4)
+
+
+def long_lengths(count: int) -> list[int]:
+    """As of long chains of thought, scaled down: lognormal, median 128, σ 1."""
+    return _lognormal(count, 128, 1.0)
+
+
+LENGTHS = {"uniform": uniform_lengths, "gsm8k": gsm8k_lengths, "long": long_lengths}
+
+
+def token_rows(lengths: str, count: int) -> Rows:
+    """``count`` rows of random tokens, the same at every call. Every token but the first carries loss."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = LENGTHS[lengths](count)
+    return [torch.randint(1, VOCABULARY, (size,), generator=generator).tolist() for size in sizes]
+
+
+def fill(rows: Rows) -> float:
+    """Share of real tokens in padded batches."""
+    batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+    return sum(map(len, rows)) / sum(len(batch) * max(map(len, batch)) for batch in batches)
+
+
+def _lognormal(count: int, median: float, sigma: float) -> list[int]:
+    generator = torch.Generator().manual_seed(1)
+    sizes = median * torch.exp(sigma * torch.randn(count, generator=generator))
+    return sizes.clamp(16, 1024).long().tolist()

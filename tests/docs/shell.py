@@ -1,0 +1,69 @@
+"""Run the shell text of a page with stand-ins for every program, and get the words that each program was given.
+
+Bash itself does the quoting, the variables and the arrays, so a command is read as a user's shell would read it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ("openrlhf", "python", "deepspeed", "torchrun", "ray", "make", "pip")
+TOOLS = ("bash", "dirname")  # the real ones, for scripts
+WORD, COMMAND = "\0", "\1"
+
+
+def bash_blocks(page: Path) -> list[str]:
+    """The text of every ```bash block of a Markdown page."""
+    return re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands_of(text: str, folder: Path) -> list[list[str]]:
+    """Every command that ``text`` runs, scripts inside it included. A program without a stand-in fails."""
+    programs, record = folder / ".venv" / "bin", folder / "commands"
+    programs.mkdir(parents=True, exist_ok=True)
+    bash = shutil.which("bash")
+    assert bash is not None
+    for name in PROGRAMS:
+        stand_in = programs / name
+        stand_in.write_text(
+            f"#!{bash}\n{{ printf '%s\\0' {name} \"$@\"; printf '\\1'; }} >> '{record}'\n", encoding="utf-8"
+        )
+        stand_in.chmod(0o755)
+    for name in TOOLS:
+        tool = shutil.which(name)
+        assert tool is not None
+        (programs / name).unlink(missing_ok=True)
+        (programs / name).symlink_to(tool)
+    (folder / "examples").unlink(missing_ok=True)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    record.write_text("", encoding="utf-8")
+    done = subprocess.run(
+        [bash, "-euo", "pipefail", "-c", text],
+        cwd=folder,
+        env={**os.environ, "PATH": str(programs)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = record.read_text(encoding="utf-8").split(COMMAND)[:-1]
+    return [line.split(WORD)[:-1] for line in lines]
+
+
+def without_launcher(words: list[str]) -> list[str] | None:
+    """The words from the verb or module on: ``["ppo", …]`` or ``["openrlhf.cli.train_sft", …]``; None for others."""
+    if words[0] == "openrlhf":
+        return words[1:]
+    if words[:3] == ["ray", "job", "submit"]:
+        return without_launcher(words[words.index("--") + 1 :])
+    for place, word in enumerate(words):
+        if word.startswith("openrlhf.cli."):
+            assert words[place - 1] == ("--module" if words[0] == "deepspeed" else "-m"), words
+            return words[place:]
+    return None

@@ -1,0 +1,129 @@
+"""Every command that a page or an example script shows is understood by the real parser."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from openrlhf.cli import demo
+from openrlhf.cli.main import VERBS
+from openrlhf.cluster.placement import plan
+from openrlhf.config.commands import Command, PPOConfig, SFTConfig
+from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN
+from openrlhf.config.parse import read, write_yaml
+from tests.docs.shell import ROOT, bash_blocks, commands_of, without_launcher
+
+MODULES = {module: verb for verb, (module, _) in VERBS.items()}
+CONFIGS: dict[str, type[Command]] = {"sft": SFTConfig, "ppo": PPOConfig}
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = sorted((ROOT / "examples").rglob("*.sh"))
+BLOCKS = [
+    pytest.param(block, id=f"{page.name}-{i}") for page in PAGES for i, block in enumerate(bash_blocks(page), start=1)
+]
+SCRIPT_LINES = [f"{path.relative_to(ROOT)} data.jsonl out{mode}" for path in SCRIPTS for mode in ("", " --local")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the commands run: with the examples, and the flags of a demo that was run."""
+    words = []
+    for name, value in demo.rl_flags(Path("runs/demo"), Path("sft"), Path("rl"), seed=0, cluster=False).items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    write_yaml(read(PPOConfig, words), tmp_path / "runs/demo/rl/run_config.yaml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", [*BLOCKS, *SCRIPT_LINES])
+def test_commands_are_understood(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = commands_of(text, folder)
+    assert commands
+    for words in commands:
+        check(words, monkeypatch)
+
+
+def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise or end the process, as the real command would, when the words are not understood."""
+    rest = without_launcher(words)
+    if rest is not None:
+        verb = MODULES.get(rest[0], rest[0])
+        started: list[object] = []
+        module = importlib.import_module(VERBS[verb][0])
+        monkeypatch.setattr(module, "run", lambda *args: started.append(args))
+        module.main(rest[1:])
+        assert started
+        assert not {word.removeprefix("--").partition("=")[0] for word in rest} & unbuilt(verb), words
+        assert all(Path(file).is_file() for file in python_files(rest)), words
+    elif words[0] == "make":
+        assert set(words[1:]) <= make_targets(), words
+    elif words[0] == "pip":
+        assert extras(" ".join(words)) <= set(project()["optional-dependencies"]), words
+    else:
+        assert words[0] == "python" and all(Path(file).is_file() for file in python_files(words)), words
+
+
+def unbuilt(verb: str) -> set[str]:
+    return {*NOT_BUILT, *NOT_BUILT_IN.get(CONFIGS[verb], {})} if verb in CONFIGS else set()
+
+
+def python_files(words: list[str]) -> list[str]:
+    """The file of every word that is ``path/file.py`` or ``path/file.py:name``."""
+    return [word.partition(":")[0] for word in words if re.search(r"\.py(:\w+)?$", word)]
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+
+
+def project() -> dict[str, dict[str, object]]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def extras(text: str) -> set[str]:
+    return {name for names in re.findall(r"\[([\w,]+)\]", text) for name in names.split(",")}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "openrlhf ppo --pretrain m --remote_rm_url examples/python/reward.py --prompt_data p --local --epsclip 1",
+        "openrlhf ppo --pretrain m --remote_rm_url examples/python/reward.py --prompt_data p --local --ema_beta 0.5",
+        "openrlhf ppo --pretrain m --remote_rm_url examples/no_such.py --prompt_data p --local",
+        "openrlhf sft --pretrain m --dataset d --output_key a --lora_rank 0",
+        "deepspeed --module openrlhf.cli.train_sft --pretrain m",
+        "openrlhf demo --fast",
+        "make everything",
+        "pip install 'openrlhf[everything]'",
+    ],
+)
+def test_wrong_commands_are_found(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (words,) = commands_of(line, folder)
+    with pytest.raises((AssertionError, SystemExit)):
+        check(words, monkeypatch)
+
+
+def test_the_shell_reads_as_a_shell(folder: Path) -> None:
+    words = commands_of("x=(--local)\nopenrlhf ppo \"${x[@]}\" \\\n  --input_template $'Q: {}\\nA: '  # a word", folder)
+    assert words == [["openrlhf", "ppo", "--local", "--input_template", "Q: {}\nA: "]]
+
+
+def test_the_number_of_gpus_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = next(block for block in bash_blocks(ROOT / "README.md") if "ray job submit" in block)
+    said = re.search(r"\((\d+) in all\)", text)
+    assert said is not None
+    words = command.replace("\\\n", " ").split()
+    assert plan(read(PPOConfig, words[words.index("openrlhf.cli.train_ppo_ray") + 1 :])).devices == int(said[1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_are_bash_and_executable(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], timeout=60, check=True)
+    assert os.access(script, os.X_OK)
+    assert script.read_text(encoding="utf-8").startswith("#!/usr/bin/env bash\n")
