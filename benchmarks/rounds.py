@@ -86,7 +86,8 @@ class Runner:
         line = stdout.readline() if ready else ""
         if not line:
             self.errors.seek(0)
-            raise RuntimeError(f"{self.name} did not answer within {DEADLINE_S:.0f} s:\n{self.errors.read()[-3000:]}")
+            why = "ended" if ready else f"did not answer within {DEADLINE_S:.0f} s"
+            raise RuntimeError(f"{self.name} {why}; the end of its output:\n{self.errors.read()[-3000:]}")
         return json.loads(line)
 
 

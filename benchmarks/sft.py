@@ -25,9 +25,7 @@ def ours(gate: Gate, model: str, lengths: str, packed: bool) -> None:
     optim = OptimConfig(adam_betas=BETAS, max_norm=MAX_NORM, lr_scheduler="linear", lr_warmup_ratio=0.0)
     settings = ModelConfig(pretrain=model, packing_samples=packed)
     engine = LocalTrain(load_causal_lm(model, settings), optim, LEARNING_RATE, gate.total)
-    samples = [
-        Sample(torch.tensor(row), torch.arange(len(row)) > 0) for row in token_rows(lengths, gate.total * BATCH)
-    ]
+    samples = [Sample(torch.tensor(row), torch.arange(len(row)) > 0) for row in token_rows(lengths, gate.total * BATCH)]
     objective = partial(sft_loss, packed=packed)
     at = 0
     while gate.opens():

@@ -39,8 +39,8 @@ FLAGS_HEAD = f"""{NOTICE}
 `sft` is `openrlhf sft` or `python -m openrlhf.cli.train_sft`; `ppo` is `openrlhf ppo` or
 `python -m openrlhf.cli.train_ppo_ray`. A switch is set by its name alone, or by `true` and `false`.
 
-`--config run.yaml` takes the same names from a file; what the command line says goes first. The flags of a run, defaults
-included, are written to `run_config.yaml` in `--save_path`.
+`--config run.yaml` takes the same names from a file; what the command line says goes first. The flags of a run,
+defaults included, are written to `run_config.yaml` in `--save_path`.
 
 A sentence in bold says that a flag does nothing here: any value but its default ends the command with that sentence.
 """

@@ -92,7 +92,7 @@ class Batch:
 
     def fill(self, **new: Tensor | None) -> Batch:
         """A copy with these fields set."""
-        return replace(self, **new)
+        return replace(self, **new)  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(**{name: value.to(device) for name, value in self.tensors().items()})
@@ -151,6 +151,13 @@ def collate(samples: Sequence[Sample], pad_token_id: int) -> Batch:
 def _column(values: Iterable[float | None]) -> Tensor | None:
     column = list(values)
     return None if any(v is None for v in column) else torch.tensor(column, dtype=torch.float32)
+
+
+def present(x: Tensor | None, name: str) -> Tensor:
+    """A field of a batch that this computation cannot do without. Raises ValueError when it was not filled."""
+    if x is None:
+        raise ValueError(f"the batch has no {name}: the step that fills it did not run")
+    return x
 
 
 def pad_columns(x: Tensor, width: int) -> Tensor:

@@ -12,10 +12,20 @@ os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 from pathlib import Path
 
 import pytest
+import torch
 
 from openrlhf.models.tiny import build_model, build_tokenizer
 
 TEXTS = ["What is 2 + 3? The answer is 5.", "hello there, how are you?", "user assistant system the answer is 42"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")

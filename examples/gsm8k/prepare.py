@@ -1,4 +1,4 @@
-"""A tokenizer trained on your copy of GSM8K and a tiny model for it: ``python prepare.py gsm8k_train.jsonl runs/gsm8k/base``."""
+"""A tokenizer trained on your copy of GSM8K, and a tiny model: ``python prepare.py gsm8k_train.jsonl FOLDER``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ def main(data: str, folder: str) -> None:
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
     texts = [row["question"] + "\n" + row["answer"] for row in rows]
     tokenizer = build_tokenizer(Path(folder), texts=texts, vocab_size=VOCABULARY)
-    build_model(
-        Path(folder), vocab_size=len(tokenizer), hidden=192, layers=4, heads=6, kv_heads=2, head_dim=32, seed=0
-    )
+    build_model(Path(folder), vocab_size=len(tokenizer), hidden=192, layers=4, heads=6, kv_heads=2, head_dim=32, seed=0)
     print(f"a tiny model and a tokenizer of {len(tokenizer)} tokens are in {folder}")
 
 

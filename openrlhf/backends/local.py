@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import get_scheduler
 
 from openrlhf.config.groups import OptimConfig
+from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model
+from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import StepStats
 
 
 class LocalForward:
     """A frozen model in this process."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: CausalLM | ScoreModel) -> None:
         self.model = model.eval().requires_grad_(False)
         self.device = next(model.parameters()).device
 
@@ -37,13 +39,19 @@ class LocalTrain:
     world = 1
 
     def __init__(
-        self, model: nn.Module, optim: OptimConfig, learning_rate: float, total_steps: int, bf16: bool = False
+        self,
+        model: CausalLM | ScoreModel,
+        optim: OptimConfig,
+        learning_rate: float,
+        total_steps: int,
+        bf16: bool = False,
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.max_norm = optim.max_norm
         if bf16:
-            model.forward = torch.autocast(self.device.type, dtype=torch.bfloat16)(model.forward)
+            model.float()  # bfloat16 would round away the small steps of AdamW
+            model.forward = torch.autocast(self.device.type, dtype=torch.bfloat16)(model.forward)  # type: ignore[method-assign]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         beta1, beta2 = optim.adam_betas
         self.optimizer = torch.optim.AdamW(
@@ -81,7 +89,7 @@ class LocalTrain:
 
 
 def lr_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, peak: float, total_steps: int) -> Any:
-    """``--lr_scheduler`` with a warmup of ceil(``lr_warmup_ratio`` · steps); the minimum, where there is one, is 10 %."""
+    """``--lr_scheduler`` with ceil(``lr_warmup_ratio`` · steps) of warmup; a minimum, where there is one, of 10 %."""
     kwargs = {"min_lr": 0.1 * peak} if optim.lr_scheduler.endswith("with_min_lr") else {}
     warmup = math.ceil(total_steps * optim.lr_warmup_ratio)
     return get_scheduler(optim.lr_scheduler, optimizer, warmup, total_steps, scheduler_specific_kwargs=kwargs)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import critic_source
+from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm
+from openrlhf.models.value_head import ScoreModel
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import RolloutEngine
 from openrlhf.rollout.rewards import load_reward_function
@@ -25,7 +27,7 @@ from openrlhf.training.members import (
     load_critic,
     load_reward_model,
 )
-from openrlhf.training.roles import Absent, Roles, done
+from openrlhf.training.roles import Absent, Critic, Reference, RewardModel, Roles, done
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
 
@@ -41,7 +43,8 @@ class LocalActor:
         return done(self.member.update(batch, kl_coef))
 
     def save(self, folder: Path) -> Future[None]:
-        return done(self.member.engine.save(folder, self.tokenizer))
+        self.member.engine.save(folder, self.tokenizer)
+        return done(None)
 
 
 class LocalCritic:
@@ -56,7 +59,8 @@ class LocalCritic:
         return done(self.member.update(batch))
 
     def save(self, folder: Path) -> Future[None]:
-        return done(self.member.engine.save(folder, self.tokenizer))
+        self.member.engine.save(folder, self.tokenizer)
+        return done(None)
 
 
 class LocalReference:
@@ -92,7 +96,8 @@ class LocalRollout:
         return done(collect(prompts, self.engine, params, n, self.tokenizer, self.reward_function))
 
     def sync(self, version: int) -> Future[None]:
-        return done(self.engine.load_weights([], version))
+        self.engine.load_weights([], version)
+        return done(None)
 
 
 def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
@@ -102,19 +107,19 @@ def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
     policy = load_causal_lm(config.model.pretrain, config.model).to(device)
     algorithm = config.algorithm
 
-    def trained(model: nn.Module, learning_rate: float) -> LocalTrain:
+    def trained(model: CausalLM | ScoreModel, learning_rate: float) -> LocalTrain:
         return LocalTrain(model, config.optim, learning_rate, total_steps, bf16)
 
-    critic: Absent | LocalCritic = Absent()
+    critic: Critic = Absent()
     source = critic_source(config)
     if source is not None:
         model = load_critic(source, config).to(device)
         critic = LocalCritic(CriticMember(trained(model, algorithm.critic_learning_rate), config), tokenizer)
-    reference: Absent | LocalReference = Absent()
+    reference: Reference = Absent()
     if algorithm.init_kl_coef > 0:
         frozen = LocalForward(load_causal_lm(config.model.pretrain, config.model).to(device))
         reference = LocalReference(ReferenceMember(frozen, config))
-    reward: Absent | LocalReward = Absent()
+    reward: RewardModel = Absent()
     if config.reward.reward_pretrain and not config.reward.remote_rm_url:
         scorer = load_reward_model(config).to(device)
         reward = LocalReward(RewardMember(LocalForward(scorer), config))

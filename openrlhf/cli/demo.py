@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import openrlhf.demo
 
 if TYPE_CHECKING:
-    from openrlhf.types import Prompt
+    pass
 
 REWARD_FILE = Path(openrlhf.demo.__file__).with_name("reward.py")
 HELD_OUT = 200
@@ -135,11 +135,9 @@ def evaluate(model_folder: Path, held_out: Path) -> list[tuple[str, str, str]]:
     tokenizer = load_tokenizer(config.pretrain, config)
     engine = HFGenerate(load_causal_lm(config.pretrain, config).hf)
     rows: list[dict[str, Any]] = read_rows(held_out)
-    params = SamplingParams(
-        temperature=0, max_new_tokens=MAX_NEW_TOKENS, stop_token_ids=(tokenizer.eos_token_id,)
-    )
+    params = SamplingParams(temperature=0, max_new_tokens=MAX_NEW_TOKENS, stop_token_ids=(tokenizer.eos_token_id,))
     prompts = [tokenizer(row["input"], add_special_tokens=False).input_ids for row in rows]
-    answers = [tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in engine.generate(prompts, params)]
+    answers = [str(tokenizer.decode(c.token_ids, skip_special_tokens=True)) for c in engine.generate(prompts, params)]
     return [(row["input"], row["label"], answer) for row, answer in zip(rows, answers, strict=True)]
 
 

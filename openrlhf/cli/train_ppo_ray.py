@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.parse import flat, parse, write_yaml
 
@@ -22,7 +23,7 @@ DEADLINE_S = 3600.0  # of one phase: a rollout, an update, a sync
 
 
 def main(argv: list[str] | None = None) -> None:
-    run(parse(PPOConfig, argv))
+    run_command(run, parse(PPOConfig, argv))
 
 
 def run(config: PPOConfig) -> None:
@@ -49,7 +50,7 @@ def run(config: PPOConfig) -> None:
     write_yaml(config, folder / "run_config.yaml")
     log = RunLog(folder, config.log, flat(config))
     try:
-        with start_roles(config, tokenizer, optimizer_steps(config, rollouts)) as roles:
+        with start_roles(config, tokenizer, optimizer_steps(config, len(prompts))) as roles:
             log.start(rollouts, "rl")
             train(config, roles, prompt_batches(prompts, config), log, tokenizer.pad_token_id, DEADLINE_S)
             saves = [roles.actor.save(folder)]
@@ -84,10 +85,16 @@ def prompt_batches(prompts: list[Prompt], config: PPOConfig) -> Iterator[list[Pr
         yield [prompts[i] for i in chosen]
 
 
-def optimizer_steps(config: PPOConfig, rollouts: int) -> int:
-    """Length of the learning-rate schedule."""
-    samples = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
-    return rollouts * config.train.max_epochs * math.ceil(samples / config.train.train_batch_size)
+def optimizer_steps(config: PPOConfig, prompts: int) -> int:
+    """Length of the learning-rate schedule for ``prompts`` rows; the last rollout batch may be smaller."""
+    rollout, train = config.rollout, config.train
+    full, rest = divmod(prompts * rollout.num_episodes, rollout.rollout_batch_size)
+
+    def mini_batches(asked: int) -> int:
+        return math.ceil(asked * rollout.n_samples_per_prompt / train.train_batch_size)
+
+    return train.max_epochs * (full * mini_batches(rollout.rollout_batch_size) + mini_batches(rest))
+
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import SFTConfig
 from openrlhf.config.parse import flat, parse, write_yaml
 
 
 def main(argv: list[str] | None = None) -> None:
-    run(parse(SFTConfig, argv))
+    run_command(run, parse(SFTConfig, argv))
 
 
 def run(config: SFTConfig) -> None:

@@ -44,11 +44,11 @@ class Group:
         """Every worker runs ``verb`` with the same arguments; their answers in rank order."""
         return self.executor.submit(self._awake_call, verb, [args] * len(self.workers))
 
-    def submit_rows(self, verb: str, batch: Batch) -> Future[Tensor]:
-        """Each worker gets its rows; the answers, a row each, come back in the order of the batch."""
+    def submit_rows(self, verb: str, batch: Batch) -> Future[Any]:
+        """Each worker gets its rows; a tensor with a row for each row of the batch comes back, in its order."""
         return self.executor.submit(self._rows_call, verb, batch)
 
-    def submit_update(self, batch: Batch, *args: Any) -> Future[Metrics]:
+    def submit_update(self, batch: Batch, *args: Any) -> Future[Any]:
         """Each worker updates on its rows. The metrics are those of the whole batch on every rank: take the first's."""
         return self.executor.submit(self._update_call, batch, args)
 

@@ -22,7 +22,7 @@ from openrlhf.config.commands import PPOConfig
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import Completion, SamplingParams
 from openrlhf.rollout.rewards import load_reward_function
-from openrlhf.training.roles import Absent, Roles
+from openrlhf.training.roles import Absent, Critic, Reference, RewardModel, Roles
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
 
@@ -44,10 +44,10 @@ class ClusterCritic:
     def __init__(self, group: Group) -> None:
         self.group = group
 
-    def values(self, batch: Batch) -> Future[Tensor]:
+    def values(self, batch: Batch) -> Future[Tensor | None]:
         return self.group.submit_rows("values", batch.inputs())
 
-    def update(self, batch: Batch) -> Future[Metrics]:
+    def update(self, batch: Batch) -> Future[Metrics | None]:
         return self.group.submit_update(batch)
 
     def save(self, folder: Path) -> Future[Any]:
@@ -58,7 +58,7 @@ class ClusterReference:
     def __init__(self, group: Group) -> None:
         self.group = group
 
-    def log_probs(self, batch: Batch) -> Future[Tensor]:
+    def log_probs(self, batch: Batch) -> Future[Tensor | None]:
         return self.group.submit_rows("log_probs", batch.inputs())
 
 
@@ -66,7 +66,7 @@ class ClusterReward:
     def __init__(self, group: Group) -> None:
         self.group = group
 
-    def rewards(self, batch: Batch) -> Future[Tensor]:
+    def rewards(self, batch: Batch) -> Future[Tensor | None]:
         return self.group.submit_rows("rewards", batch.inputs())
 
 
@@ -182,12 +182,15 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
                 group.call("offload", [()] * len(group.workers))
         lock = actor.lock if placement.engines_share else threading.RLock()
         rollout = ClusterRollout(engines, sync, lock, placement.engines_sleep, config, tokenizer, executor)
+        critic: Critic = ClusterCritic(groups["critic"]) if "critic" in groups else Absent()
+        reference: Reference = ClusterReference(groups["reference"]) if "reference" in groups else Absent()
+        reward: RewardModel = ClusterReward(groups["reward"]) if "reward" in groups else Absent()
         yield Roles(
             rollout,
             ClusterActor(actor),
-            ClusterCritic(groups["critic"]) if "critic" in groups else Absent(),
-            ClusterReference(groups["reference"]) if "reference" in groups else Absent(),
-            ClusterReward(groups["reward"]) if "reward" in groups else Absent(),
+            critic,
+            reference,
+            reward,
         )
     finally:
         for handle in handles:

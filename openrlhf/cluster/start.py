@@ -48,7 +48,8 @@ def check_devices(placement: Placement) -> None:
 
 def start_workers(pool: Pool, config: PPOConfig, gpus: bool, deadline_s: float) -> dict[str, list[Any]]:
     """The workers of every role in the pool: worker i of each role sits on device i of the pool."""
-    bundles = [{"GPU": 1, "CPU": 1} if gpus else {"CPU": CPU_SHARE * len(pool.roles)} for _ in range(pool.devices)]
+    bundle = {"GPU": 1.0, "CPU": 1.0} if gpus else {"CPU": CPU_SHARE * len(pool.roles)}
+    bundles = [bundle] * pool.devices
     group = reserve(bundles, pool.name, "PACK", deadline_s)
     alone = len(pool.roles) == 1
     started: dict[str, list[Any]] = {}

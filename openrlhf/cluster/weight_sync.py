@@ -36,9 +36,7 @@ class WeightSync:
         """Both sides meet. Raises what either side raised."""
         plan = TransferGroup("", 0, len(self.engines) * self.engine_devices, backend, dtype, self.deadline_s)
         rank0 = self.actor.workers[0]
-        (group,) = await_all(
-            [rank0.host_transfer.remote(plan)], self.actor.names[:1], "host_transfer", self.deadline_s
-        )
+        (group,) = await_all([rank0.host_transfer.remote(plan)], self.actor.names[:1], "host_transfer", self.deadline_s)
         self._both(
             [worker.connect_transfer.remote(group) for worker in self.actor.workers],
             [e.init_weight_transfer.remote(group, i * self.engine_devices) for i, e in enumerate(self.engines)],

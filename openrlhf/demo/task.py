@@ -46,10 +46,7 @@ def write_data(folder: Path, seed: int, demonstrations: int, held_out: int) -> N
     shown = [rng.choice(training) for _ in range(demonstrations)]
     _write(
         folder / "sft.jsonl",
-        [
-            {"input": question(p), "output": careless(p) if rng.random() < CARELESS_SHARE else careful(p)}
-            for p in shown
-        ],
+        [{"input": question(p), "output": careless(p) if rng.random() < CARELESS_SHARE else careful(p)} for p in shown],
     )
     _write(folder / "prompts.jsonl", [{"input": question(p), "label": str(sum(p))} for p in training])
     _write(folder / "held_out.jsonl", [{"input": question(p), "label": str(sum(p))} for p in kept])

@@ -16,7 +16,8 @@ class ScoreModel(nn.Module):
     """Wraps a Hugging Face sequence classifier with one label, ``hf``, whose head is ``hf.score`` (H → 1, no bias).
 
     ``prefix`` is the head's name in saved folders. ``mean`` and ``std`` are those of the training scores, kept in
-    config.json; ``normalize`` applies them in ``eval`` mode.
+    config.json. ``normalize`` applies them: to scores in ``eval`` mode only, since a reward model learns raw ones, and
+    to values always, since a critic learns returns that are made of normalised scores.
     """
 
     def __init__(self, hf: PreTrainedModel, prefix: str = "score", normalize: bool = False) -> None:
@@ -38,19 +39,20 @@ class ScoreModel(nn.Module):
         hidden = decode(self.hf.base_model, batch, packed)
         if what == "scores":
             last = torch.arange(batch.tokens.shape[1], device=batch.tokens.device).mul(batch.attention_mask).argmax(1)
-            return self._head(hidden.states[hidden.slots.gather(1, last[:, None]).squeeze(1)])
+            states = hidden.states[hidden.slots.gather(1, last[:, None]).squeeze(1)]
+            return self._head(states, self.normalize and not self.training)
         chosen = predicted(batch)
-        return spread(self._head(before(hidden, chosen)), chosen)
+        return spread(self._head(before(hidden, chosen), self.normalize), chosen)
 
     def set_statistics(self, mean: float, std: float) -> None:
         """Keep the mean and standard deviation of the scores; they are saved with the model."""
         self.mean, self.std = mean, std
         self.hf.config.mean, self.hf.config.std = mean, std
 
-    def _head(self, states: Tensor) -> Tensor:
+    def _head(self, states: Tensor, normalize: bool) -> Tensor:
         out = self.hf.get_submodule("score")(states).squeeze(-1)
         out = out.to(torch.promote_types(out.dtype, torch.float32))
-        return (out - self.mean) / self.std if self.normalize and not self.training else out
+        return (out - self.mean) / self.std if normalize else out
 
 
 @torch.no_grad()

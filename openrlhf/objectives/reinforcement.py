@@ -1,16 +1,20 @@
-"""The policy and the value objective of RL on one micro-batch. Both losses are (B, T)."""
+"""The policy and the value objective of RL on one micro-batch. Both losses are (B, T).
+
+Stored fields are zeroed outside the action mask before any arithmetic: masking the loss alone would let a NaN in a
+masked slot into the gradient, since 0 · NaN is NaN.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from openrlhf.algorithms.kl import kl_estimate
+from openrlhf.algorithms.masked import zero_outside
 from openrlhf.algorithms.policy_losses import POLICY_LOSSES
 from openrlhf.algorithms.value_losses import clipped_value_loss
 from openrlhf.config.groups import AlgorithmConfig
 from openrlhf.objectives.loss import Loss
-from openrlhf.types import Batch
+from openrlhf.types import Batch, present
 
 
 def policy_loss(
@@ -25,9 +29,10 @@ def policy_loss(
     scores = model(batch, temperature=temperature, entropy=True, packed=packed)
     log_probs = scores.log_probs
     now = log_probs.detach()
-    old = now if batch.old_log_probs is None else _masked(batch.old_log_probs, mask)
+    old = now if batch.old_log_probs is None else zero_outside(batch.old_log_probs, mask)
     low, high = algorithm.eps_clip_low_high or (algorithm.eps_clip, algorithm.eps_clip)
-    policy = POLICY_LOSSES["ppo"](log_probs, old, _masked(batch.advantages, mask), low, high, algorithm.dual_clip)
+    advantages = zero_outside(present(batch.advantages, "advantages"), mask)
+    policy = POLICY_LOSSES["ppo"](log_probs, old, advantages, low, high, algorithm.dual_clip)
     elements = policy.loss
     metrics = {
         "policy_loss": policy.loss.detach(),
@@ -36,14 +41,14 @@ def policy_loss(
         "entropy": scores.entropy.detach(),
     }
     if batch.ref_log_probs is not None:
-        kl = kl_estimate(log_probs, _masked(batch.ref_log_probs, mask), algorithm.kl_estimator)
+        kl = kl_estimate(log_probs, zero_outside(batch.ref_log_probs, mask), algorithm.kl_estimator)
         metrics["kl"] = kl.detach()
         if algorithm.use_kl_loss:
             elements = elements + kl_coef * kl
     if algorithm.entropy_loss_coef != 0:
         elements = elements - algorithm.entropy_loss_coef * scores.entropy
     if batch.rollout_log_probs is not None:
-        metrics["engine_log_prob_diff"] = (old - _masked(batch.rollout_log_probs, mask)).abs()
+        metrics["engine_log_prob_diff"] = (old - zero_outside(batch.rollout_log_probs, mask)).abs()
     return Loss(elements, metrics)
 
 
@@ -51,12 +56,7 @@ def value_loss(model: nn.Module, batch: Batch, *, value_clip: float, packed: boo
     """Clipped squared error of the critic's values against the returns."""
     mask = batch.action_mask
     values = model(batch, "values", packed=packed)
-    elements = clipped_value_loss(values, _masked(batch.values, mask), _masked(batch.returns, mask), value_clip)
-    return Loss(elements, {"value": values.detach(), "return": _masked(batch.returns, mask)})
-
-
-def _masked(x: Tensor | None, mask: Tensor) -> Tensor:
-    """Zeros outside the mask, whatever stood there, so that no NaN reaches the gradient."""
-    if x is None:
-        raise ValueError("this objective needs a field that the batch does not carry")
-    return torch.where(mask, x, 0.0)
+    old_values = zero_outside(present(batch.values, "values"), mask)
+    returns = zero_outside(present(batch.returns, "returns"), mask)
+    elements = clipped_value_loss(values, old_values, returns, value_clip)
+    return Loss(elements, {"value": values.detach(), "return": returns})

@@ -20,7 +20,7 @@ class SamplingParams:
 
 @dataclass
 class Completion:
-    """One response. ``log_probs[i]`` is the engine's log-probability of ``token_ids[i]`` at the sampling temperature."""
+    """One response; ``log_probs[i]`` is the engine's for ``token_ids[i]``, at the sampling temperature."""
 
     token_ids: list[int]
     log_probs: list[float]

@@ -26,7 +26,7 @@ def load_reward_function(file: str) -> RewardFunction:
     path = Path(file)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise ValueError(f"--remote_rm_url {file}: there is no such Python file; give the path of a file with reward_func")
+        raise ValueError(f"--remote_rm_url {file}: no such Python file; give the path of a file with reward_func")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     function = vars(module).get("reward_func")

@@ -78,5 +78,3 @@ def mean_loss(
 def _weights(batch: Batch) -> torch.Tensor:
     assert batch.loss_weights is not None
     return batch.loss_weights
-
-

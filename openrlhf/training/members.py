@@ -54,9 +54,7 @@ class CriticMember:
 
     def update(self, batch: Batch) -> Metrics:
         config = self.config
-        objective = partial(
-            value_loss, value_clip=config.algorithm.value_clip, packed=config.model.packing_samples
-        )
+        objective = partial(value_loss, value_clip=config.algorithm.value_clip, packed=config.model.packing_samples)
         train = config.train
         metrics = update(
             self.engine, batch, objective, train.train_batch_size, train.micro_train_batch_size, train.max_epochs
@@ -87,7 +85,7 @@ class RewardMember:
 
 
 def load_critic(source: CriticSource, config: PPOConfig) -> ScoreModel:
-    """The critic's model. With ``--normalize_reward`` its frozen values are on the scale of the normalised rewards."""
+    """The critic's model. With ``--normalize_reward`` its values are on the scale of the normalised rewards."""
     return load_score_model(
         source.path,
         config.model,

@@ -24,7 +24,7 @@ from openrlhf.config.commands import PPOConfig
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.metric_names import REWARD_PARTS
 from openrlhf.training.roles import Roles, done, gather
-from openrlhf.types import Batch, Metrics, Prompt, Sample, collate, merge_metrics
+from openrlhf.types import Batch, Metrics, Prompt, Sample, collate, merge_metrics, present
 
 
 def train(
@@ -100,14 +100,14 @@ def add_advantages(batch: Batch, config: PPOConfig, kl_coef: float) -> Batch:
     algorithm = config.algorithm
     kl_rewards = torch.zeros_like(batch.tokens, dtype=torch.float32)
     if batch.ref_log_probs is not None and not algorithm.use_kl_loss:
-        kl = kl_estimate(batch.old_log_probs, batch.ref_log_probs, algorithm.kl_estimator)
+        kl = kl_estimate(present(batch.old_log_probs, "old_log_probs"), batch.ref_log_probs, algorithm.kl_estimator)
         kl_rewards = kl_penalty(kl, kl_coef, batch.action_mask)
     low, high = config.reward.reward_clip_range
     inputs = AdvantageInputs(
-        rewards=batch.rewards,
+        rewards=present(batch.rewards, "rewards"),
         kl_rewards=kl_rewards,
         action_mask=batch.action_mask,
-        groups=batch.groups,
+        groups=present(batch.groups, "groups"),
         values=batch.values,
         gamma=algorithm.gamma,
         lambd=algorithm.lambd,
@@ -122,13 +122,14 @@ def add_advantages(batch: Batch, config: PPOConfig, kl_coef: float) -> Batch:
 def sample_metrics(samples: list[Sample], batch: Batch) -> Metrics:
     """What the rollout batch looks like, before the update."""
     lengths = batch.action_mask.sum(dim=1).float()
+    rewards, advantages = present(batch.rewards, "rewards"), present(batch.advantages, "advantages")
     metrics = {
-        "reward": float(batch.rewards.mean()),
-        "reward_std": float(batch.rewards.std(correction=0)),
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std(correction=0)),
         "response_length": float(lengths.mean()),
         "response_length_max": float(lengths.max()),
-        "truncated": float(batch.truncated.float().mean()),
-        "advantage_std": float(batch.advantages[batch.action_mask].std(correction=0)),
+        "truncated": sum(s.truncated for s in samples) / len(samples),
+        "advantage_std": float(advantages[batch.action_mask].std(correction=0)),
         "weight_version": sum(s.weight_version for s in samples) / len(samples),
     }
     if batch.scores is not None:

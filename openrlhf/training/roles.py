@@ -8,7 +8,7 @@ failure at once. A role that a run does not need is ``Absent`` and answers None.
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,11 @@ class StepStats:
 class ForwardEngine(Protocol):
     """A frozen model on this process's hardware."""
 
-    model: nn.Module
-    device: torch.device
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def offload(self) -> None:
         """Move what the device holds to host memory until ``onload``."""
@@ -112,16 +115,16 @@ class Rollout(Protocol):
 class Absent:
     """A role the run does without: every verb answers None."""
 
-    def log_probs(self, batch: Batch) -> Future[None]:
+    def log_probs(self, batch: Batch) -> Future[Tensor | None]:
         return done(None)
 
-    def values(self, batch: Batch) -> Future[None]:
+    def values(self, batch: Batch) -> Future[Tensor | None]:
         return done(None)
 
-    def rewards(self, batch: Batch) -> Future[None]:
+    def rewards(self, batch: Batch) -> Future[Tensor | None]:
         return done(None)
 
-    def update(self, batch: Batch) -> Future[None]:
+    def update(self, batch: Batch) -> Future[Metrics | None]:
         return done(None)
 
     def save(self, folder: Path) -> Future[None]:
@@ -158,8 +161,3 @@ def gather(*futures: Future[Any], deadline_s: float) -> list[Any]:
     if waiting:
         raise TimeoutError(f"{len(waiting)} of {len(futures)} calls did not answer within {deadline_s:.0f} s")
     return [future.result(timeout=0) for future in futures]
-
-
-def in_process(verb: Callable[..., T]) -> Callable[..., Future[T]]:
-    """A verb that runs here and now; its exceptions rise where they happen, so a debugger stops there."""
-    return lambda *args: done(verb(*args))

@@ -8,19 +8,20 @@ ASK = (["q1", "q2"], ["p1", "p2"], ["l1", "l2"])
 
 @pytest.mark.parametrize("answer", [[1, 0.5], torch.tensor([1.0, 0.5]), (1.0, 0.5), {"rewards": [1, 0.5]}])
 def test_a_list_a_tensor_and_a_dict_mean_the_same(answer):
-    result = call_reward_function(lambda q, p, l: answer, *ASK)
+    result = call_reward_function(lambda queries, prompts, labels: answer, *ASK)
     assert result.rewards == [1.0, 0.5]
     assert result.scores == [1.0, 0.5]
 
 
 def test_scores_and_extra_logs_are_kept_apart():
     answer = {"rewards": [2, 3], "scores": [0, 1], "extra_logs": {"format": [1, 1]}}
-    result = call_reward_function(lambda q, p, l: answer, *ASK)
+    result = call_reward_function(lambda queries, prompts, labels: answer, *ASK)
     assert (result.scores, result.extra_logs) == ([0.0, 1.0], {"format": [1.0, 1.0]})
 
 
 def test_a_score_of_zero_is_a_score():
-    assert call_reward_function(lambda q, p, l: {"rewards": [2, 3], "scores": [0, 0]}, *ASK).scores == [0.0, 0.0]
+    answer = {"rewards": [2, 3], "scores": [0, 0]}
+    assert call_reward_function(lambda *asked: answer, *ASK).scores == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -37,12 +38,15 @@ def test_a_score_of_zero_is_a_score():
 )
 def test_a_wrong_answer_is_named(answer, message):
     with pytest.raises(ValueError, match=message):
-        call_reward_function(lambda q, p, l: answer, *ASK)
+        call_reward_function(lambda queries, prompts, labels: answer, *ASK)
 
 
 def test_the_function_sees_queries_prompts_and_labels_in_order(tmp_path):
     file = tmp_path / "my_reward.py"
-    file.write_text("def reward_func(queries, prompts, labels):\n    return [len(q + p + l) for q, p, l in zip(queries, prompts, labels)]\n")
+    file.write_text(
+        "def reward_func(queries, prompts, labels):\n"
+        "    return [len(''.join(row)) for row in zip(queries, prompts, labels)]\n"
+    )
     function = load_reward_function(str(file))
     assert call_reward_function(function, ["a", "bb"], ["", "c"], ["x", ""]).rewards == [2.0, 3.0]
 

@@ -1,0 +1,38 @@
+"""How a command ends when what the user gave cannot be used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import openrlhf
+
+C = TypeVar("C")
+PACKAGE = Path(openrlhf.__file__).parent
+BAD_INPUT = 2  # the exit code of a bad command line too
+
+
+def run_command(run: Callable[[C], None], config: C) -> None:
+    """``run(config)``. A ValueError or ImportError that this package raises ends the process with its sentence.
+
+    The exit code is 2. Errors from elsewhere (torch, the user's reward function) keep their traceback, and with
+    ``OPENRLHF_TRACEBACK=1`` so do ours.
+    """
+    try:
+        run(config)
+    except (ValueError, ImportError) as error:
+        if os.environ.get("OPENRLHF_TRACEBACK") == "1" or not _ours(error.__traceback__):
+            raise
+        print(error, file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def _ours(traceback: TracebackType | None) -> bool:
+    """Whether the line that raised stands in this package."""
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from openrlhf.cluster.placement import plan
+from openrlhf.config.commands import PPOConfig
+from openrlhf.config.parse import read
+
+FLAGS = (
+    "--pretrain m --reward_pretrain r --prompt_data p --vllm_num_engines 2 --rollout_batch_size 64 "
+    "--train_batch_size 64 --actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
+    "--reward_num_gpus_per_node 2"
+)
+
+
+def placed(extra: str = ""):
+    return plan(read(PPOConfig, f"{FLAGS} {extra}".split()))
+
+
+def test_separate_roles_have_a_pool_each_and_engines_have_devices_of_their_own():
+    placement = placed()
+    assert [pool.roles for pool in placement.pools] == [("actor",), ("reference",), ("critic",), ("reward",)]
+    assert placement.devices == 4 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "pools", "devices"),
+    [
+        ("--colocate_actor_ref", [("actor", "reference"), ("critic",), ("reward",)], 8),
+        ("--colocate_critic_reward", [("actor",), ("reference",), ("critic", "reward")], 8),
+        ("--colocate_actor_ref --colocate_critic_reward", [("actor", "reference"), ("critic", "reward")], 6),
+        ("--colocate_all_models", [("actor", "critic", "reference", "reward")], 2),
+    ],
+)
+def test_colocated_roles_share_a_pool(flag, pools, devices):
+    placement = placed(flag)
+    assert [pool.roles for pool in placement.pools] == pools
+    assert placement.devices == devices
+
+
+def test_roles_that_the_run_does_not_need_get_no_devices():
+    placement = placed("--advantage_estimator reinforce --init_kl_coef 0")
+    assert [pool.roles for pool in placement.pools] == [("actor",), ("reward",)]
+
+
+def test_a_reward_function_needs_no_reward_model():
+    flags = FLAGS.replace("--reward_pretrain r", f"--remote_rm_url {Path('f.py')}")
+    placement = plan(read(PPOConfig, flags.split()))
+    assert ("reward",) not in [pool.roles for pool in placement.pools]
+
+
+def test_the_devices_of_an_engine_are_its_tensor_parallel_size():
+    assert placed("--vllm_tensor_parallel_size 2").devices == 4 * 2 + 2 * 2

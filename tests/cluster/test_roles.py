@@ -1,0 +1,172 @@
+"""The same roles in one process and on Ray + DeepSpeed + vLLM: the same numbers on the same samples."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from openrlhf.backends.local_roles import local_roles
+from openrlhf.config.commands import PPOConfig
+from openrlhf.config.groups import ModelConfig
+from openrlhf.config.parse import read
+from openrlhf.models.load import load_score_model, load_tokenizer, save_model
+from openrlhf.training.roles import Roles, gather
+from openrlhf.types import Batch, Prompt, Sample, collate
+
+pytest.importorskip("ray")
+pytest.importorskip("vllm")
+pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.cluster
+
+DEADLINE_S = 240.0
+ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model with a drawn head and statistics; also where the critic starts, so that both runs share it."""
+    torch.manual_seed(0)
+    config = ModelConfig(pretrain=str(tiny_folder))
+    model = load_score_model(str(tiny_folder), config, "score", new_head=True)
+    model.set_statistics(0.1, 0.5)
+    folder = tmp_path_factory.mktemp("reward")
+    save_model(model, folder, load_tokenizer(str(tiny_folder), config))
+    return folder
+
+
+def configure(tiny_folder: Path, reward_folder: Path, extra: str) -> PPOConfig:
+    flags = (
+        f"--pretrain {tiny_folder} --reward_pretrain {reward_folder} --prompt_data unused --normalize_reward "
+        f"--rollout_batch_size {ROWS} --train_batch_size 4 --micro_train_batch_size 2 --micro_rollout_batch_size 2 "
+        "--prompt_max_len 16 --generate_max_len 16 --actor_learning_rate 1e-3 --critic_learning_rate 1e-3 "
+        f"--max_epochs 2 {extra}"
+    )
+    return read(PPOConfig, flags.split())
+
+
+def fixed_batch() -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    samples = []
+    for row in range(ROWS):
+        length = 6 + row
+        mask = torch.arange(length) >= 3
+        samples.append(Sample(torch.randint(5, 250, (length,), generator=generator), mask, group=row))
+    return collate(samples, pad_token_id=0)
+
+
+def one_step(roles: Roles, batch: Batch) -> dict[str, Any]:
+    """What the loop asks of the roles, on a fixed batch, with advantages and returns given."""
+
+    def ask(*futures: Future[Any]) -> list[Any]:
+        return gather(*futures, deadline_s=DEADLINE_S)
+
+    (rewards,) = ask(roles.reward.rewards(batch))
+    old, reference, values = ask(
+        roles.actor.log_probs(batch), roles.reference.log_probs(batch), roles.critic.values(batch)
+    )
+    advantages = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.tokens)
+    batch = batch.fill(
+        rewards=rewards, old_log_probs=old, ref_log_probs=reference, values=values, advantages=advantages,
+        returns=advantages.flip(0),
+    )  # fmt: skip
+    critic, actor = ask(roles.critic.update(batch), roles.actor.update(batch, 0.1))
+    after, new_values = ask(roles.actor.log_probs(batch), roles.critic.values(batch))
+    return {
+        "rewards": rewards, "old": old, "reference": reference, "values": values, "after": after,
+        "new_values": new_values, "actor": actor, "critic": critic,
+    }  # fmt: skip
+
+
+def engine_difference(roles: Roles, tokenizer: Any) -> float:
+    """Largest |engine − trainer| log-prob of freshly sampled tokens."""
+    prompts = [Prompt(i, "", tokens) for i, tokens in enumerate([[10, 11, 12], [40, 41, 42, 43], [7, 8, 9]])]
+    (samples,) = gather(roles.rollout.collect(prompts, 3), deadline_s=DEADLINE_S)
+    batch = collate(samples, tokenizer.pad_token_id)
+    (log_probs,) = gather(roles.actor.log_probs(batch), deadline_s=DEADLINE_S)
+    return float((log_probs - batch.rollout_log_probs)[batch.action_mask].abs().max())
+
+
+PLACEMENTS = {
+    "separate, two workers a role, ZeRO-2": (
+        "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 1 "
+        "--reward_num_gpus_per_node 1 --vllm_num_engines 1"
+    ),
+    "pairs together, ZeRO-3, packed": (
+        "--actor_num_gpus_per_node 1 --critic_num_gpus_per_node 1 --ref_num_gpus_per_node 1 "
+        "--reward_num_gpus_per_node 1 --vllm_num_engines 1 --colocate_actor_ref --colocate_critic_reward "
+        "--zero_stage 3 --packing_samples"
+    ),
+    "all together with sleeps, two engines, ZeRO-3": (
+        "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
+        "--reward_num_gpus_per_node 2 --vllm_num_engines 2 --colocate_all_models --vllm_enable_sleep "
+        "--deepspeed_enable_sleep --zero_stage 3"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def in_one_process(tiny_folder: Path, reward_folder: Path) -> dict[str, Any]:
+    config = configure(tiny_folder, reward_folder, "--local")
+    tokenizer = load_tokenizer(str(tiny_folder), config.model)
+    return one_step(local_roles(config, tokenizer, total_steps=4), fixed_batch())
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
+@pytest.mark.timeout(600)
+def test_any_placement_gives_the_numbers_of_one_process(
+    placement: str, tiny_folder: Path, reward_folder: Path, in_one_process: dict[str, Any]
+) -> None:
+    from openrlhf.cluster.roles import cluster_roles
+
+    config = configure(tiny_folder, reward_folder, placement)
+    tokenizer = load_tokenizer(str(tiny_folder), config.model)
+    with cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
+        numbers = one_step(roles, fixed_batch())
+        gather(roles.rollout.sync(1), deadline_s=DEADLINE_S)
+        difference = engine_difference(roles, tokenizer)
+        gather(roles.rollout.sync(2), deadline_s=DEADLINE_S)
+        again = engine_difference(roles, tokenizer)
+    for name in ("rewards", "old", "reference", "values", "after", "new_values"):
+        assert (numbers[name] - in_one_process[name]).abs().max() < 2e-5, name
+    for role in ("actor", "critic"):
+        assert numbers[role] == pytest.approx(in_one_process[role], rel=1e-3, abs=1e-5)
+    assert (numbers["after"] - numbers["old"]).abs().max() > 1e-2  # the step was large enough to tell
+    assert difference < 1e-4
+    assert again < 1e-4
+
+
+@pytest.mark.timeout(300)
+def test_a_role_that_dies_ends_the_run_with_its_name(tiny_folder: Path, reward_folder: Path) -> None:
+    import ray
+
+    from openrlhf.cluster.calls import RoleError
+    from openrlhf.cluster.roles import cluster_roles
+
+    flags = "--actor_num_gpus_per_node 2 --vllm_num_engines 1 --init_kl_coef 0 --advantage_estimator reinforce"
+    config = configure(tiny_folder, reward_folder, f"{flags} --reward_num_gpus_per_node 1")
+    tokenizer = load_tokenizer(str(tiny_folder), config.model)
+    batch = fixed_batch()
+    with cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
+        victim = roles.actor.group.workers[1]
+        ray.kill(victim)
+        began = time.monotonic()
+        with pytest.raises(RoleError, match="actor worker 1 of 2 died in log_probs"):
+            gather(roles.actor.log_probs(batch), deadline_s=DEADLINE_S)
+        engine = roles.rollout.engines.engines[0]
+        os.kill(process_of(engine), signal.SIGKILL)
+        with pytest.raises(RoleError, match="vLLM engine 0 of 1 died in generate"):
+            gather(roles.rollout.collect([Prompt(0, "", [5, 6, 7])], 1), deadline_s=DEADLINE_S)
+        assert time.monotonic() - began < 60
+
+
+def process_of(actor: Any) -> int:
+    from ray.util.state import get_actor
+
+    return int(get_actor(actor._actor_id.hex()).pid)

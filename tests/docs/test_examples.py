@@ -1,0 +1,100 @@
+"""The example files do what they say, on strings and tensors made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from openrlhf.algorithms.advantages import AdvantageInputs, estimate_advantages, find_estimator
+from openrlhf.algorithms.registry import load_from_file
+from openrlhf.rollout.rewards import call_reward_function, load_reward_function
+from tests.docs.shell import ROOT
+
+ESTIMATOR = f"{ROOT}/examples/python/estimator.py:above_average"
+
+
+def rewards_of(file: str, prompt: str, responses: list[str], label: str) -> tuple[list[float], list[float]]:
+    function = load_reward_function(str(ROOT / file))
+    many = len(responses)
+    answer = call_reward_function(function, [prompt + r for r in responses], [prompt] * many, [label] * many)
+    return answer.rewards, answer.scores
+
+
+def test_every_python_example_is_tested_here() -> None:
+    assert {path.name for path in (ROOT / "examples/python").glob("*.py")} == {"reward.py", "estimator.py"}
+
+
+def test_reward_file() -> None:
+    responses = ["5", "It is 4, no, 5.<|im_end|>", "5 or 4", "no idea", "5.0", "x" * 500 + " 5", "1,005"]
+    rewards, scores = rewards_of("examples/python/reward.py", "What is 2 + 3? ", responses, "5")
+    assert rewards == [1.0, 1.0, 0.0, 0.0, 1.0, 0.8, 0.0]
+    assert scores == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0]
+
+
+def test_reward_file_reads_only_the_response() -> None:
+    rewards, _ = rewards_of("examples/python/reward.py", "Is it 5? ", ["yes"], "5")
+    assert rewards == [0.0]
+
+
+def test_reward_file_reads_gsm8k_labels() -> None:
+    _, scores = rewards_of("examples/python/reward.py", "Q ", ["so 1,200.", "-1200"], "3 * 400 = 1200\n#### 1,200")
+    assert scores == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("response", "reward", "score"),
+    [
+        ("3 + 4 = 7\n#### 7", 1.0, 1.0),
+        ("3 + 4 = 7\n#### 7<|im_end|>", 1.0, 1.0),
+        ("3 + 4 = 7\n#### 7<|im_end|><|pad|><|pad|>", 1.0, 1.0),
+        ("#### 1,234\n", 1.0, 0.0),
+        ("#### 8", 1.0, 0.0),
+        ("#### 7 apples", 0.2, 0.0),
+        ("#### 7\nmore #### words", 0.2, 0.0),
+        ("the answer is 7", 0.0, 0.0),
+        ("### 7", 0.0, 0.0),
+        ("#### seven", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_gsm8k_reward(response: str, reward: float, score: float) -> None:
+    rewards, scores = rewards_of("examples/gsm8k/reward.py", "Question: #### 7\nAnswer: ", [response], "so\n#### 7")
+    assert (rewards, scores) == ([reward], [score])
+
+
+def test_gsm8k_reward_ignores_thousands_commas() -> None:
+    _, scores = rewards_of("examples/gsm8k/reward.py", "Q", ["#### 1234", "#### 1,234", "#### -1234"], "x #### 1,234")
+    assert scores == [1.0, 1.0, 0.0]
+
+
+def test_estimator_file() -> None:
+    """Groups 0 and 1 with means 2 and 5; only 3 > 2 teaches, by 1; the KL reward of −0.25 a token comes on top."""
+    inputs = AdvantageInputs(
+        rewards=torch.tensor([1.0, 3.0, 5.0, 5.0]),
+        kl_rewards=torch.tensor([[0.0, 0.0, 0.0], [9.0, -0.25, -0.25], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+        action_mask=torch.tensor([[False, True, True], [False, True, True], [False, True, False], [False, True, True]]),
+        groups=torch.tensor([0, 0, 1, 1]),
+        values=None,
+        gamma=1.0,
+        lambd=1.0,
+        reward_clip=(-10.0, 10.0),
+    )
+    advantages, returns = estimate_advantages(ESTIMATOR, inputs)
+    assert advantages.tolist() == [[0, 0, 0], [0, 0.5, 0.75], [0, 0, 0], [0, 0, 0]]
+    assert returns.tolist() == advantages.tolist()
+
+
+def test_estimator_file_needs_groups() -> None:
+    assert find_estimator(ESTIMATOR).needs_groups
+    assert not find_estimator(ESTIMATOR).needs_critic
+
+
+def test_gsm8k_prepare(tmp_path: Path) -> None:
+    """A folder that loads, whose tokenizer takes what the run hands it."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "What is 3 + 4?", "answer": "#### 7"}\n', encoding="utf-8")
+    load_from_file(f"{ROOT}/examples/gsm8k/prepare.py:main", "test")(
+        str(tmp_path / "rows.jsonl"), str(tmp_path / "base")
+    )
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "base").iterdir()}
