@@ -1,6 +1,7 @@
 # make demo     train a tiny model with PPO on this machine's CPU, in one process
 # make check    linters, types and the fast tests (under two minutes once installed)
 # make test     the whole suite with the real Ray, vLLM and DeepSpeed on the CPU
+# make bench    measure speed and memory against a bare loop and TRL; writes benchmarks/RESULTS.md (about 10 minutes)
 # make cluster  install what `.venv/bin/openrlhf demo --cluster` needs on a machine without a GPU
 # make lock     write requirements/*.lock from the versions in .venv (see requirements/lock.py)
 #
@@ -29,7 +30,7 @@ export MPLBACKEND ?= agg
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo check test cluster lock
+.PHONY: demo check test bench cluster lock
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.base
@@ -43,6 +44,9 @@ check: $(VENV)/.check
 
 test: $(VENV)/.test
 	$(BIN)/pytest -m "not gpu" $(PYTEST_ARGS)
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks --write
 
 cluster: $(VENV)/.cluster
 

@@ -19,14 +19,15 @@ MAX_NORM = 1.0
 Rows = list[list[int]]
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, vocabulary: int = VOCABULARY) -> None:
     """A Qwen3 of 1.05 million parameters, and a tokenizer of one token a word: ``w0 w1 …``.
 
-    The end token lies outside the model's vocabulary, so it is never sampled and every response has full length.
+    The end token is number ``VOCABULARY``, outside the model's own vocabulary unless a larger one is asked for: then
+    it is never sampled and every response has full length.
     """
     build_model(
         folder,
-        VOCABULARY,
+        vocabulary,
         hidden=128,
         layers=4,
         heads=4,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import select
 import subprocess
@@ -12,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 WARM_UP_STEPS = 2
@@ -53,7 +53,7 @@ class Runner:
 
     def __init__(self, program: Program, total: int) -> None:
         self.name = program.name
-        self.errors = tempfile.TemporaryFile(mode="w+")
+        self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 — closed with the process
         command = [sys.executable, "-m", "benchmarks.worker", program.target, str(total), json.dumps(program.options)]
         self.process = subprocess.Popen(
             command,
@@ -115,18 +115,22 @@ def add(usage: Usage, answer: Mapping[str, Any], steps: int) -> None:
         usage.figures.setdefault(name, []).extend(values)
 
 
-def check_agreement(usages: Mapping[str, Usage], tolerance: float = 1e-5) -> float:
-    """The largest relative difference between two programs in any figure that both recorded, step by step.
+def check_agreement(usages: Mapping[str, Usage], tolerance: float = 1e-5) -> tuple[float, list[str]]:
+    """The largest relative difference between the first program and another, step by step, in the figures that all
+    recorded; and the names of those figures.
 
-    Raises RuntimeError where it exceeds ``tolerance``: a faster program that does something else is no result.
+    Raises RuntimeError where it exceeds ``tolerance`` or nothing can be compared: a faster program that does something
+    else is no result.
     """
+    names = sorted(set.intersection(*(set(usage.figures) for usage in usages.values())))
+    if not names:
+        raise RuntimeError(f"{' and '.join(usages)} recorded no figure in common")
     (first, reference), *others = usages.items()
     largest = 0.0
-    for name, usage in others:
-        for figure in reference.figures.keys() & usage.figures.keys():
-            a, b = reference.figures[figure], usage.figures[figure]
-            difference = max(abs(x - y) / max(abs(x), abs(y), 1.0) for x, y in zip(a, b, strict=True))
-            if math.isnan(difference) or difference > tolerance:
-                raise RuntimeError(f"{first} and {name} disagree in {figure} by {difference:.1e}: {a} and {b}")
-            largest = max(largest, difference)
-    return largest
+    for (program, usage), name in product(others, names):
+        a, b = reference.figures[name], usage.figures[name]
+        differences = [abs(x - y) / max(abs(x), abs(y), 1e-30) for x, y in zip(a, b, strict=True)]
+        if not all(difference <= tolerance for difference in differences):  # so written, NaN disagrees
+            raise RuntimeError(f"{first} and {program} disagree in {name}: {a} and {b}")
+        largest = max(largest, *differences)
+    return largest, names

@@ -109,10 +109,19 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -
         tokens = log_probs.argmax(dim=-1)
     else:
         allowed = top_p_cut(log_probs, params.top_p) if params.top_p < 1 else log_probs
-        # Gumbel maximum: one draw a token, so a row's choice does not hang on the normalisation of the cut.
-        noise = torch.empty_like(allowed).exponential_(generator=generator).log()
-        tokens = (allowed - noise).argmax(dim=-1)
+        tokens = draw(allowed, generator)
     return tokens, log_probs.gather(1, tokens[:, None]).squeeze(1)
+
+
+def draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+    """(B, V) log-probs, which need not sum to 1 → (B,) tokens, by inverting the cumulated probabilities.
+
+    One random number a row: one for each entry, as in ``torch.multinomial``, costs more than a tiny model's forward.
+    Float64, so that rare tokens keep their probability at any V.
+    """
+    cumulated = log_probs.exp().cumsum(dim=-1, dtype=torch.float64)
+    uniform = torch.rand(len(cumulated), 1, dtype=torch.float64, device=cumulated.device, generator=generator)
+    return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True).squeeze(1)
 
 
 def top_p_cut(log_probs: Tensor, top_p: float) -> Tensor:

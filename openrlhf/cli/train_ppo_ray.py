@@ -96,6 +96,5 @@ def optimizer_steps(config: PPOConfig, prompts: int) -> int:
     return train.max_epochs * (full * mini_batches(rollout.rollout_batch_size) + mini_batches(rest))
 
 
-
 if __name__ == "__main__":
     main()

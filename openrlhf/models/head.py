@@ -1,7 +1,7 @@
 """From hidden states to log-probabilities and entropies, a chunk of tokens at a time.
 
 The logits of a whole micro-batch never exist: at a vocabulary of 150,000 they would be the largest thing in memory. The
-backward pass computes each chunk's logits again.
+backward pass computes each chunk's logits again, unless there is one chunk only: that is kept.
 """
 
 from __future__ import annotations
@@ -134,17 +134,21 @@ class _LinearScores(torch.autograd.Function):
         log_probs = states.new_empty(count, dtype=_wide(states.dtype))
         normaliser = torch.empty_like(log_probs)
         entropies = torch.empty_like(log_probs) if options.entropy else None
+        keep = count <= options.rows(len(weight)) and options.logit_map.cap is None and any(ctx.needs_input_grad[:3])
+        kept: Tensor | None = None
         for part, logits in _each_chunk(states, weight, bias, options):
             chosen = logits.gather(1, targets[part, None]).squeeze(1)
             top = logits.amax(dim=1)
             logits.sub_(top[:, None])
-            p = logits.exp() if options.entropy else logits.exp_()
+            p = logits.exp() if options.entropy or keep else logits.exp_()
             total = p.sum(dim=1)
             normaliser[part] = total.log().add_(top)
             log_probs[part] = chosen - normaliser[part]
             if entropies is not None:
                 entropies[part] = total.log() - torch.linalg.vecdot(p, logits) / total
-        ctx.save_for_backward(states, weight, bias, targets, normaliser, entropies)
+            if keep:
+                kept = logits.sub_(total.log()[:, None])
+        ctx.save_for_backward(states, weight, bias, targets, normaliser, entropies, kept)
         ctx.options = options
         ctx.set_materialize_grads(False)
         return log_probs, entropies
@@ -152,7 +156,7 @@ class _LinearScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, entropy_grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, weight, bias, targets, normaliser, entropies = ctx.saved_tensors
+        states, weight, bias, targets, normaliser, entropies, kept = ctx.saved_tensors
         options: _Options = ctx.options
         need_states, need_weight, need_bias = ctx.needs_input_grad[:3]
         wide = normaliser.dtype
@@ -161,9 +165,10 @@ class _LinearScores(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
         cap = options.logit_map.cap
-        for part, logits in _each_chunk(states, weight, bias, options):
+        again = _each_chunk(states, weight, bias, options) if kept is None else [(slice(len(states)), kept)]
+        for part, logits in again:
             slope = None if cap is None else _slope(logits, cap, options)
-            log_p = logits.sub_(normaliser[part, None])
+            log_p = logits.sub_(normaliser[part, None]) if kept is None else kept
             # d log p(y) / d logit_j = [j = y] − p_j ; d entropy / d logit_j = −p_j (log p_j + entropy).
             # Row factors that all j share are put on the (rows, H) side of the products, not on the logits.
             if entropy_grad is None:

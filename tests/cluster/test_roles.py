@@ -167,6 +167,6 @@ def test_a_role_that_dies_ends_the_run_with_its_name(tiny_folder: Path, reward_f
 
 
 def process_of(actor: Any) -> int:
-    from ray.util.state import get_actor
+    import ray
 
-    return int(get_actor(actor._actor_id.hex()).pid)
+    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60))

@@ -1,0 +1,89 @@
+"""The parts of the benchmarks that decide: ratios, verdicts, agreement."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+
+from benchmarks.gate import Gate
+from benchmarks.phases import summarise
+from benchmarks.rounds import Usage, check_agreement
+from benchmarks.table import cpu_row, markdown, memory_row
+
+
+def usages(**losses: list[float]) -> dict[str, Usage]:
+    return {name: Usage(figures={"loss": values, name: [0.0]}) for name, values in losses.items()}
+
+
+def test_ratios_are_formed_round_by_round() -> None:
+    both = {"ours": Usage(cpu=[1.0, 2.0, 3.0]), "TRL": Usage(cpu=[2.0, 2.0, 4.0])}
+    row = cpu_row("step", both, "TRL", goal=0.8)
+    assert row.ratios == [0.5, 1.0, 0.75]
+    assert row.cells() == [
+        "step: CPU, ours ÷ TRL", "2000 ms", "2000 ms", "0.75 (0.50–1.00)", "≤ 0.80", "not shown: rounds on both sides",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("goal", "met"), [(1.0, "yes"), (0.6, "not shown: rounds on both sides"), (0.4, "no")])
+def test_goal_is_met_or_missed_only_in_every_round(goal: float, met: str) -> None:
+    both = {"ours": Usage(cpu=[1.0, 2.0]), "TRL": Usage(cpu=[2.0, 2.0])}
+    assert cpu_row("step", both, "TRL", goal).cells()[-1] == met
+
+
+def test_memory_has_one_ratio() -> None:
+    both = {"ours": Usage(peak=300_000_000), "loop": Usage(peak=600_000_000)}
+    assert memory_row("step", both, "loop", None).cells()[1:] == ["300 MB", "600 MB", "0.50", "–", "–"]
+
+
+def test_markdown() -> None:
+    assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_agreement_is_the_largest_relative_difference() -> None:
+    largest, figures = check_agreement(usages(ours=[8.0, 4.0], loop=[8.0, 4.0], TRL=[8.0, 4.00002]))
+    assert figures == ["loss"]
+    assert largest == pytest.approx(5e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize("other", [[8.0, 4.0001], [8.0, math.nan], [math.nan, 4.0]])
+def test_disagreement_is_an_error(other: list[float]) -> None:
+    with pytest.raises(RuntimeError, match="ours and TRL disagree in loss"):
+        check_agreement(usages(ours=[8.0, 4.0], TRL=other))
+
+
+def test_steps_that_are_missing_are_an_error() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        check_agreement(usages(ours=[8.0, 4.0], TRL=[8.0]))
+
+
+def test_programs_without_a_common_figure_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match="no figure in common"):
+        check_agreement({"ours": Usage(figures={"loss": [1.0]}), "TRL": Usage(figures={"tokens": [1.0]})})
+
+
+def test_gate_opens_once_a_step_and_reports_each_round() -> None:
+    answers = io.StringIO()
+    gate = Gate(io.StringIO("2\n1\n"), answers, total=3)
+    step = 0
+    while gate.opens():
+        gate.record(loss=step)
+        step += 1
+    reports = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert step == 3
+    assert [report["figures"] for report in reports] == [{}, {"loss": [0.0, 1.0]}, {"loss": [2.0]}]
+    assert all(report["peak"] > 0 for report in reports)
+
+
+def test_phases_and_what_is_left_between_them() -> None:
+    steps = [{"step": 1, "time/rollout": 1.0, "time/advantages": 0.1, "time/sync": 0.06, "step_seconds": 1.25}]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in summarise(steps).splitlines()[2:]]
+    assert lines == [
+        ["rollout", "1000.0", "80.0%", "–", "–"],
+        ["advantages", "100.0", "8.0%", "–", "–"],
+        ["sync", "60.0", "4.8%", "≤ 50 ms", "no"],
+        ["driver and gaps", "190.0", "15.2%", "≤ 10%", "no"],  # 1.25 − 1.0 − 0.06
+        ["step", "1250.0", "100.0%", "–", "–"],
+    ]
