@@ -52,7 +52,8 @@ def run(names: list[str], rounds: int) -> str:
         for name in (name for name in names if name in COMPARISONS):
             print(f"{name} …", flush=True)
             rows += COMPARISONS[name](model, rounds)
-        parts.append(markdown(HEAD, [row.cells() for row in rows]))
+        if rows:
+            parts.append(markdown(HEAD, [row.cells() for row in rows]))
         if "phases" in names:
             print("phases …", flush=True)
             parts.append(phase_table())

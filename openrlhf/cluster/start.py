@@ -28,7 +28,7 @@ def connect() -> bool:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", **quiet)
         return False
-    ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    ray.init(include_dashboard=False, **quiet)
     return True
 
 

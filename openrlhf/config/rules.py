@@ -31,6 +31,18 @@ def check(config: Command) -> None:
 
 # Both commands.
 
+# Those of transformers' schedulers that need no settings of their own.
+SCHEDULERS = (
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "cosine", "cosine_with_restarts", "linear", "polynomial",
+    "constant", "constant_with_warmup", "inverse_sqrt",
+)  # fmt: skip
+
+
+def scheduler(config: Command) -> None:
+    name = config.optim.lr_scheduler
+    if name not in SCHEDULERS:
+        raise ValueError(f"--lr_scheduler {name!r} is not one of {', '.join(SCHEDULERS)}.")
+
 
 def template(config: Command) -> None:
     text, chat = config.data.input_template, config.data.apply_chat_template
@@ -188,6 +200,16 @@ def reference(config: PPOConfig) -> None:
         raise ValueError("--use_kl_loss weighs the KL by --init_kl_coef, which is 0: set it above 0.")
 
 
+def kl_horizon(config: PPOConfig) -> None:
+    """The bound of ``AdaptiveKL.update``, told before the first rollout."""
+    samples, algorithm = _samples(config), config.algorithm
+    if algorithm.kl_target is not None and 0.2 * samples >= algorithm.kl_horizon:
+        raise ValueError(
+            f"--kl_horizon {algorithm.kl_horizon} is too short for {samples} samples a rollout: make it larger than "
+            f"{samples // 5}, or the KL weight may turn negative."
+        )
+
+
 def local(config: PPOConfig) -> None:
     if not config.placement.local:
         return
@@ -257,13 +279,13 @@ def sleep(config: PPOConfig) -> None:
         )
 
 
-SHARED_RULES: tuple[Callable[[Command], None], ...] = (template, ring, micro_batches)
+SHARED_RULES: tuple[Callable[[Command], None], ...] = (template, scheduler, ring, micro_batches)
 SFT_RULES: tuple[Callable[[SFTConfig], None], ...] = (
     *SHARED_RULES, dataset_shares, pretrain_mode, multiturn, answers, evaluation,
 )  # fmt: skip
 PPO_RULES: tuple[Callable[[PPOConfig], None], ...] = (
-    *SHARED_RULES, prompt_shares, reward_source, rollout_batch, estimator, critic, reference, local, engines,
-    workers, colocation, colocated_engines, sleep,
+    *SHARED_RULES, prompt_shares, reward_source, rollout_batch, estimator, critic, reference, kl_horizon, local,
+    engines, workers, colocation, colocated_engines, sleep,
 )  # fmt: skip
 
 

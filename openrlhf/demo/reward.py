@@ -8,5 +8,6 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> li
 
 
 def answer(text: str) -> str:
-    """What stands between the last ``#`` and the end-of-text token."""
-    return text.rpartition("#")[2].split("<")[0].strip()
+    """What stands between the last ``#`` and the end-of-text token; empty without a ``#``."""
+    _, mark, rest = text.rpartition("#")
+    return rest.split("<")[0].strip() if mark else ""

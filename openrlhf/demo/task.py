@@ -1,7 +1,7 @@
 """The demo's problems: adding two-digit numbers, answered in two styles.
 
-Half of the world guesses: it writes the sum digit by digit and forgets every carry, so it is right on about a third of
-the problems. The rest works it out and is right. Imitation learns both; only a reward tells them apart.
+Most of the world guesses: it writes the sum digit by digit and forgets every carry, so it is right on about a quarter
+of the problems. The rest works it out and is right. Imitation learns both; only a reward tells them apart.
 """
 
 from __future__ import annotations

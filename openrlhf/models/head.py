@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-# Logits in one chunk: wide products on an accelerator (128 MiB in float32), what caches hold on a CPU.
-CHUNK_ELEMENTS = {"cuda": 2**25, "cpu": 2**22}
+# Logits in one chunk, 128 and 32 MiB in float32: few enough to be small beside the model, enough for wide products.
+CHUNK_ELEMENTS = {"cuda": 2**25, "cpu": 2**23}
 
 Scores = tuple[Tensor, Tensor | None]
 
@@ -134,7 +134,7 @@ class _LinearScores(torch.autograd.Function):
         log_probs = states.new_empty(count, dtype=_wide(states.dtype))
         normaliser = torch.empty_like(log_probs)
         entropies = torch.empty_like(log_probs) if options.entropy else None
-        keep = count <= options.rows(len(weight)) and options.logit_map.cap is None and any(ctx.needs_input_grad[:3])
+        keep = ctx.needs_input_grad[0] and options.logit_map.cap is None and count <= options.rows(len(weight))
         kept: Tensor | None = None
         for part, logits in _each_chunk(states, weight, bias, options):
             chosen = logits.gather(1, targets[part, None]).squeeze(1)

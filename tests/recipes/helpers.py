@@ -1,0 +1,40 @@
+"""Commands run in this process on files of the test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# What a clock decides.
+TIMES = ("step_seconds", "tokens_per_second")
+
+
+def words(flags: dict[str, Any]) -> list[str]:
+    """``{"local": True, "seed": 1}`` → ``["--local", "--seed", "1"]``."""
+    line: list[str] = []
+    for name, value in flags.items():
+        line += [f"--{name}"] if value is True else [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return line
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of ``metrics.jsonl`` without what a clock decides."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMES and not k.startswith("time/")} for row in rows]
+
+
+def column(folder: Path, name: str) -> list[float]:
+    return [row[name] for row in metrics(folder) if name in row]
+
+
+def run(main: Callable[[list[str]], None], flags: dict[str, Any]) -> Path:
+    """Run a command; its ``--save_path``."""
+    main(words(flags))
+    return Path(flags["save_path"])
