@@ -34,5 +34,5 @@ python -m openrlhf.cli.train_ppo_ray "${placement[@]}" \
   --advantage_estimator group_norm --n_samples_per_prompt 8 \
   --rollout_batch_size 16 --train_batch_size 128 --micro_train_batch_size 32 --micro_rollout_batch_size 32 \
   --packing_samples --init_kl_coef 0.001 --use_kl_loss --kl_estimator k3 \
-  --actor_learning_rate 3e-4 \
+  --actor_learning_rate 1e-4 \
   --save_path "$folder/rl"

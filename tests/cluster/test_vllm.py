@@ -183,6 +183,13 @@ def test_samples_do_not_depend_on_how_prompts_are_divided(engine: RemoteEngine) 
     assert [c.token_ids for c in other] != [c.token_ids for c in together]
 
 
+def test_more_prompts_than_one_step_of_the_scheduler_holds(engine: RemoteEngine) -> None:
+    """vLLM would read some of them in pieces, which its CPU build cannot do with a seed a request."""
+    prompts = [[(7 * row + place) % 300 + 5 for place in range(60)] for row in range(160)]
+    answers = engine.call("generate", prompts, SamplingParams(max_new_tokens=2, seed=1))
+    assert len(answers) == len(prompts)
+
+
 @pytest.mark.parametrize("backend", ["gloo", "ipc"])
 def test_two_syncs_in_a_row_of_one_call_each(engine: RemoteEngine, backend: SyncBackend) -> None:
     sender = connect(engine, backend)
