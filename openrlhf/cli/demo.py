@@ -7,6 +7,7 @@ teaches the model two styles of answering, and RL with a Python reward file, whi
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a second thread only spins on a tiny model
     run(args.folder, args.cluster, args.seed)
 
 

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: PPOConfig) -> None:
     """Prompts → the RL loop → a Hugging Face folder at ``--save_path``."""
-    from openrlhf.cli.seed import seed_everything
+    from openrlhf.cli.process import prepare_process
     from openrlhf.data.load import load_rows
     from openrlhf.data.prompts import load_prompts
     from openrlhf.models.load import load_tokenizer
@@ -36,7 +36,7 @@ def run(config: PPOConfig) -> None:
     from openrlhf.training.ppo import train
     from openrlhf.training.roles import gather
 
-    seed_everything(config.train)
+    prepare_process(config.train)
     sources = config.prompts
     tokenizer = load_tokenizer(config.model.pretrain, config.model)
     rows = load_rows(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(config: SFTConfig) -> None:
     """Rows → samples → ``fit`` → a Hugging Face folder at ``--save_path``."""
     from openrlhf.backends.choose import choose_train_engine
-    from openrlhf.cli.seed import seed_everything
+    from openrlhf.cli.process import prepare_process
     from openrlhf.data.load import load_rows
     from openrlhf.data.sft import sft_samples
     from openrlhf.models.load import load_causal_lm, load_tokenizer
@@ -27,14 +28,15 @@ def run(config: SFTConfig) -> None:
     from openrlhf.training.log import RunLog
     from openrlhf.types import Sample
 
-    seed_everything(config.train)
+    prepare_process(config.train)
+    first = os.environ.get("RANK", "0") == "0"  # set by the launchers; a process alone is the first
     data, dataset, model = config.data, config.dataset, config.model
     tokenizer = load_tokenizer(model.pretrain, model)
 
     def read(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
         rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag)
-        samples, report = sft_samples(rows, tokenizer, data, dataset)
-        if report.dropped or report.shortened:
+        samples, report = sft_samples(rows, tokenizer, data, dataset, flag)
+        if first and (report.dropped or report.shortened):
             print(f"{flag}: {report.line()}")
         return samples
 
@@ -52,7 +54,6 @@ def run(config: SFTConfig) -> None:
         steps,
     )
     folder = Path(config.checkpoint.save_path)
-    first = engine.rank == 0
     if first:
         write_yaml(config, folder / "run_config.yaml")
     log = RunLog(folder, config.log, flat(config), writes=first)

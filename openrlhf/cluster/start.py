@@ -24,12 +24,15 @@ def connect() -> bool:
     loopback and without the dashboard. True when it was started here."""
     if ray.is_initialized():
         return False
-    quiet = {"log_to_driver": bool(os.environ.get("OPENRLHF_WORKER_LOGS")), "configure_logging": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", **quiet)
-        return False
-    ray.init(include_dashboard=False, **quiet)
-    return True
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    # "local", since without an address Ray would try, for minutes, a cluster that died here earlier.
+    ray.init(
+        address="auto" if joins else "local",
+        include_dashboard=None if joins else False,
+        log_to_driver=bool(os.environ.get("OPENRLHF_WORKER_LOGS")),
+        configure_logging=False,
+    )
+    return not joins
 
 
 def has_gpus() -> bool:
@@ -42,7 +45,8 @@ def check_devices(placement: Placement) -> None:
     if 0 < there < placement.devices:
         raise ValueError(
             f"the run needs {placement.devices} GPUs (--actor_num_gpus_per_node and its like, --vllm_num_engines) and "
-            f"the cluster has {there}: use fewer, or let roles share them with --colocate_all_models"
+            f"the cluster has {there}: use fewer, let roles share them with --colocate_all_models, or join a larger "
+            "cluster with RAY_ADDRESS=auto"
         )
 
 

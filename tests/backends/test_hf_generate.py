@@ -29,7 +29,9 @@ def generate(model: CausalLM, prompts: list[list[int]] = PROMPTS, **params) -> l
     return HFGenerate(model.hf).generate(prompts, SamplingParams(**{"max_new_tokens": 12, "seed": 0, **params}))
 
 
-def scored(model: CausalLM, prompts: list[list[int]], answers: list[Completion], temperature: float) -> list[list[float]]:
+def scored(
+    model: CausalLM, prompts: list[list[int]], answers: list[Completion], temperature: float
+) -> list[list[float]]:
     """The log-probs of the answers by the forward that training uses."""
     samples = [make_sample(Prompt(i, "", p), a, i) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]
     batch = collate(samples, 0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"),  # short: Unix sockets lie in there
     }
     port, dashboard, agent = free_port(), free_port(), free_port()
     command = [
@@ -52,6 +55,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     finally:
         end(head)
         log.close()
+        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

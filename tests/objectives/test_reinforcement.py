@@ -54,9 +54,9 @@ def paper_policy(hf, batch: Batch, algorithm: AlgorithmConfig, temperature: floa
             if algorithm.use_kl_loss:
                 loss = loss + KL_COEF * kl[algorithm.kl_estimator]
             losses.append(loss)
-            for key, value in (
-                ("entropy", entropy), ("kl", kl[algorithm.kl_estimator]), ("ppo_kl", old - log_prob), ("clip_ratio", decided)
-            ):  # fmt: skip
+            chosen_kl = kl[algorithm.kl_estimator]
+            shown = {"entropy": entropy, "kl": chosen_kl, "ppo_kl": old - log_prob, "clip_ratio": decided}
+            for key, value in shown.items():
                 seen[key] += value.item() if isinstance(value, Tensor) else value
     return sum(losses) / len(losses), {key: value / len(losses) for key, value in seen.items()}
 
@@ -124,7 +124,7 @@ def test_value_loss_equals_the_paper(clip: float) -> None:
         old, target = batch.values[row, t], batch.returns[row, t]
         bounded = torch.clip(value, old - clip, old + clip)
         losses.append(max((value - target) ** 2, (bounded - target) ** 2) / 2)
-        chosen.append(float(value))
+        chosen.append(value.item())
     loss = sum(losses) / len(losses)
     loss.backward()
     engine = GradientEngine(ScoreModel(build_scorer()))

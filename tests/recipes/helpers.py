@@ -15,7 +15,11 @@ def words(flags: dict[str, Any]) -> list[str]:
     """``{"local": True, "seed": 1}`` → ``["--local", "--seed", "1"]``."""
     line: list[str] = []
     for name, value in flags.items():
-        line += [f"--{name}"] if value is True else [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+        line += (
+            [f"--{name}"]
+            if value is True
+            else [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+        )
     return line
 
 

@@ -72,7 +72,10 @@ def test_sft(sft: dict[str, Any], wrong: dict[str, Any], sentence: str, capsys: 
         ({"remote_rm_url": "/nowhere/reward.py"}, "--remote_rm_url /nowhere/reward.py: no such Python file"),
         ({"input_key": "question"}, "--prompt_data row 0: "),
         ({"kl_target": 0.1, "kl_horizon": 0}, "--kl_horizon is 0, but it must be at least 1."),
-        ({"kl_target": 0.1, "rollout_batch_size": 50, "kl_horizon": 20}, "--kl_horizon 20 is too short for 100 samples"),
+        (
+            {"kl_target": 0.1, "rollout_batch_size": 50, "kl_horizon": 20},
+            "--kl_horizon 20 is too short for 100 samples",
+        ),
         ({"adam_offload": True}, "--local uses neither Ray nor DeepSpeed nor vLLM: leave out --adam_offload."),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

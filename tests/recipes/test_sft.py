@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from openrlhf.cli.train_sft import main
 from tests.recipes.helpers import column, metrics, run, words, write_rows
 
-ROWS = [{"q": f"{word} is", "a": f"number {i}"} for i, word in enumerate("zero one two three four five six seven".split())]
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven"]
+ROWS = [{"q": f"{i}", "a": word} for i, word in enumerate(WORDS)]
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def flags(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
     """Eight rows, two steps an epoch."""
     return {
         "pretrain": tiny_folder, "dataset": write_rows(tmp_path / "rows.jsonl", ROWS), "input_key": "q",
-        "output_key": "a", "input_template": "{} ", "max_len": 64, "train_batch_size": 4, "micro_train_batch_size": 2,
+        "output_key": "a", "input_template": "{}=", "max_len": 64, "train_batch_size": 4, "micro_train_batch_size": 2,
         "max_epochs": 2, "learning_rate": 1e-3, "save_path": tmp_path / "out",
     }  # fmt: skip
 
@@ -42,8 +43,10 @@ def test_it_learns_eight_rows_by_heart(flags: dict[str, Any], packed: bool) -> N
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     for row in ROWS:
-        prompt = tokenizer(row["q"] + " ", return_tensors="pt", add_special_tokens=False)
-        text = model.generate(**prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)[0, prompt.input_ids.shape[1] :]
+        prompt = tokenizer(row["q"] + "=", return_tensors="pt", add_special_tokens=False)
+        text = model.generate(**prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)[
+            0, prompt.input_ids.shape[1] :
+        ]
         assert tokenizer.decode(text, skip_special_tokens=True) == row["a"]
 
 

@@ -64,7 +64,9 @@ class GradientEngine:
 
 
 def gradient(model: nn.Module) -> Tensor:
-    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()])
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
+    )
 
 
 def assert_same_gradient(got: Tensor, expected: Tensor) -> None:

@@ -1,6 +1,7 @@
 """One step of RL a second time: slow loops over single numbers in float64, from the papers, on full logits.
 
-It shares nothing with the package. A KL estimate is held within ±10. A sample is (tokens, action positions, reward, group).
+It shares nothing with the package. A KL estimate is held within ±10. A sample is
+(tokens, action positions, reward, group).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,9 @@ def rows(count: int, first: int = 0) -> list[Sample]:
     return [Sample(torch.tensor([first + i, 0]), torch.tensor([True, False])) for i in range(count)]
 
 
-def trained(count: int, train: TrainConfig, evaluation: int = 0, eval_steps: int = -1, optim: OptimConfig | None = None):
+def trained(
+    count: int, train: TrainConfig, evaluation: int = 0, eval_steps: int = -1, optim: OptimConfig | None = None
+):
     engine = LocalTrain(OneNumber(), optim or OptimConfig(), 0.01, total_steps(count, train))
     log = Lines()
     held_out = rows(evaluation, first=1000)
@@ -72,7 +75,7 @@ def test_every_row_is_trained_exactly_once_an_epoch(count: int, size: int, micro
     engine, lines = trained(count, train)
     seen = [tokens for _, tokens in engine.model.seen]
     assert max(map(len, seen)) <= micro
-    flat = sum(seen, [])
+    flat = list(chain.from_iterable(seen))
     for epoch in range(3):
         assert sorted(flat[epoch * count : (epoch + 1) * count]) == list(range(count))
     assert len(lines) == total_steps(count, train) == 3 * math.ceil(count / size)
@@ -94,7 +97,7 @@ def test_the_loss_is_the_mean_over_the_rows_of_the_last_smaller_batch_too() -> N
     log = Lines()
     train = TrainConfig(train_batch_size=3, micro_train_batch_size=2, max_epochs=1)
     fit(engine, one_number, rows(4), [], train, LogConfig(), log, 0)
-    flat = sum((tokens for _, tokens in engine.model.seen), [])
+    flat = list(chain.from_iterable(tokens for _, tokens in engine.model.seen))
     assert [line["loss"] for line in log.lines] == pytest.approx([sum(flat[:3]) / 3, flat[3]])
 
 
@@ -121,7 +124,7 @@ def test_it_evaluates_at_the_end_of_an_epoch_or_every_so_many_steps(eval_steps: 
     engine, lines = trained(5, train, evaluation=3, eval_steps=eval_steps)
     assert [step for step, line in enumerate(lines, start=1) if "eval_loss" in line] == at
     held_out = [tokens for training, tokens in engine.model.seen if not training]
-    assert sorted(sum(held_out, [])) == sorted([1000, 1001, 1002] * len(at))
+    assert sorted(list(chain.from_iterable(held_out))) == sorted([1000, 1001, 1002] * len(at))
     assert all(max(tokens) < 1000 for training, tokens in engine.model.seen if training)
 
 
@@ -155,7 +158,9 @@ def test_the_ranks_share_the_rows_of_a_mini_batch(count: int) -> None:
         engine.rank, engine.world = rank, 2
         got.append(rank_rows(rows(count), engine, 0))
     assert len(got[0]) == len(got[1])
-    assert sorted(sum((part.tokens[part.action_mask].tolist() for part in got), [])) == list(range(count))
+    assert sorted(list(chain.from_iterable(part.tokens[part.action_mask].tolist() for part in got))) == list(
+        range(count)
+    )
 
 
 def test_two_ranks_have_the_evaluation_and_the_gradients_of_one() -> None:

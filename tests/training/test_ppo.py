@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,7 @@ def test_each_prompt_comes_once_an_episode() -> None:
     every = [Prompt(i, "", [5]) for i in range(7)]
     asked = [[p.id for p in batch] for batch in prompt_batches(every, config)]
     assert [len(batch) for batch in asked] == [4, 4, 4, 2]
-    flat = sum(asked, [])
+    flat = list(chain.from_iterable(asked))
     assert sorted(flat[:7]) == sorted(flat[7:]) == list(range(7))
     assert flat[:7] != flat[7:]
 

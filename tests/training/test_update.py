@@ -9,7 +9,7 @@ import torch
 
 from openrlhf.backends.local import LocalTrain
 from openrlhf.config.groups import OptimConfig
-from openrlhf.training.update import optimizer_step, update
+from openrlhf.training.update import optimizer_step, update, weighted_sum
 from openrlhf.types import Batch
 from tests.training.helpers import (
     GradientEngine,
@@ -115,6 +115,11 @@ def _comment(field: str) -> str:
     return next(line for line in inspect.getsource(Batch).splitlines() if line.strip().startswith(f"{field}:"))
 
 
+def test_elements_without_weight_may_be_anything() -> None:
+    elements = torch.tensor([1.0, float("nan"), 3.0, float("inf")])
+    assert float(weighted_sum(elements, torch.tensor([0.5, 0.0, 0.25, 0.0]))) == 1.25
+
+
 def test_a_mini_batch_without_any_action_has_no_gradient(name: str, batch: Batch) -> None:
     metrics, gradient = one_step(name, batch.fill(action_mask=torch.zeros_like(batch.action_mask)), 2)
     assert metrics["loss"] == 0 and not gradient.any()
@@ -162,7 +167,9 @@ def test_two_ranks_step_through_a_rest_together() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_weights_after_real_steps_do_not_know_the_micro_batches(name: str, batch: Batch, dtype: torch.dtype) -> None:
+def test_the_weights_after_real_steps_do_not_know_the_micro_batches(
+    name: str, batch: Batch, dtype: torch.dtype
+) -> None:
     results = []
     for micro, packed in [(6, False), (1, False), (2, True)]:
         model = model_of(name, dtype=dtype)

@@ -1,18 +1,22 @@
-"""Seeds of everything random in this process."""
+"""What a command does first in its process: seeds, and quiet libraries."""
 
 from __future__ import annotations
 
 import os
 import random
 
+import datasets
 import numpy
 import torch
+import transformers
 
 from openrlhf.config.groups import TrainConfig
 
 
-def seed_everything(train: TrainConfig) -> None:
-    """``--seed`` and ``--full_determinism``."""
+def prepare_process(train: TrainConfig) -> None:
+    """``--seed`` and ``--full_determinism``; and no bars of other libraries between the lines of ours."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     random.seed(train.seed)
     numpy.random.seed(train.seed)
     torch.manual_seed(train.seed)
