@@ -45,7 +45,7 @@ def phase_table() -> str:
 One actor, one engine, gloo, {PROMPTS} prompts × {BATCH // PROMPTS} samples × 64 tokens, two optimizer steps, β = 0.
 Wall time, median of {len(steps) - WARM_UP_STEPS} steps; other jobs on the machine lengthen it. A phase includes the way
 through Ray and back; a sync is one call to each engine. Driver and gaps: the phases reward and advantages, and the
-time that belongs to no phase."""
+time that belongs to no phase; what Ray costs inside the other phases is not in it."""
     return intro + "\n\n" + summarise(steps[WARM_UP_STEPS:])
 
 

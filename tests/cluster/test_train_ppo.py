@@ -1,0 +1,54 @@
+"""PPO by its command on Ray + vLLM + DeepSpeed: critic, reward model, bfloat16, all on shared devices."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from openrlhf.cli.train_ppo_ray import main
+from openrlhf.config.groups import ModelConfig
+from openrlhf.models.load import load_score_model, load_tokenizer, save_model
+
+pytest.importorskip("ray")
+pytest.importorskip("vllm")
+pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.timeout(400)
+def test_ppo_with_a_reward_model_in_bf16_on_shared_devices(tiny_folder: Path, tmp_path: Path) -> None:
+    config = ModelConfig(pretrain=str(tiny_folder))
+    reward = load_score_model(str(tiny_folder), config, "score", new_head=True)
+    reward.set_statistics(0.0, 0.5)
+    save_model(reward, tmp_path / "reward", load_tokenizer(str(tiny_folder), config))
+    rows = [{"input": f"What is {i} + {i}?"} for i in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = " ".join(f"--{role}_num_gpus_per_node 1" for role in ("actor", "critic", "ref", "reward"))
+    out = tmp_path / "out"
+    main(
+        f"--pretrain {tiny_folder} --reward_pretrain {tmp_path}/reward --normalize_reward {sizes} "
+        "--colocate_all_models --vllm_num_engines 1 --vllm_enable_sleep --deepspeed_enable_sleep --zero_stage 3 "
+        "--bf16 --packing_samples --gradient_checkpointing --adam_offload --save_value_network "
+        f"--prompt_data {tmp_path}/prompts.jsonl --num_episodes 2 --rollout_batch_size 4 --n_samples_per_prompt 2 "
+        "--train_batch_size 4 --micro_train_batch_size 2 --prompt_max_len 32 --generate_max_len 12 "
+        f"--use_tensorboard {tmp_path}/tb --save_path {out}".split()
+    )
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 3  # 12 prompts, 4 at a time: a batch reaches into the second episode
+    assert [step["weight_version"] for step in steps] == [0, 1, 2]
+    for step in steps:
+        assert all(math.isfinite(value) for value in step.values())
+        assert step["engine_log_prob_diff"] < 0.1
+        assert step["critic_loss"] > 0
+    assert list((tmp_path / "tb").rglob("events*"))
+    before = AutoModelForCausalLM.from_pretrained(tiny_folder).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name].bfloat16(), after[name].bfloat16()) for name in before)
+    critic = AutoModelForSequenceClassification.from_pretrained(out.with_name("out_critic"), num_labels=1)
+    assert critic.score.weight.shape == (1, 64)
