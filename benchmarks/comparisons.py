@@ -22,8 +22,8 @@ def sft_uniform(model: Path, rounds: int) -> list[Row]:
     ]
 
 
-def sft_gsm8k(model: Path, rounds: int) -> list[Row]:
-    return _sft_ragged(model, "gsm8k", "lengths as of GSM8K", rounds)
+def sft_short(model: Path, rounds: int) -> list[Row]:
+    return _sft_ragged(model, "short", "lognormal lengths, σ 0.4", rounds)
 
 
 def sft_long(model: Path, rounds: int) -> list[Row]:
@@ -52,7 +52,7 @@ def grpo_kl(model: Path, rounds: int) -> list[Row]:
 
 COMPARISONS = {
     comparison.__name__: comparison
-    for comparison in (sft_uniform, sft_gsm8k, sft_long, head_128, head_256, head_1024, grpo, grpo_kl)
+    for comparison in (sft_uniform, sft_short, sft_long, head_128, head_256, head_1024, grpo, grpo_kl)
 }
 
 

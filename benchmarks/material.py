@@ -46,17 +46,17 @@ def uniform_lengths(count: int) -> list[int]:
     return [256] * count
 
 
-def gsm8k_lengths(count: int) -> list[int]:
-    """As of grade-school problems with worked answers: lognormal, median 180, σ 0.4."""
+def short_lengths(count: int) -> list[int]:
+    """Lognormal, median 180, σ 0.4: our guess at grade-school problems with worked answers."""
     return _lognormal(count, 180, 0.4)
 
 
 def long_lengths(count: int) -> list[int]:
-    """As of long chains of thought, scaled down: lognormal, median 128, σ 1."""
+    """Lognormal, median 128, σ 1: the spread of long chains of thought, scaled down."""
     return _lognormal(count, 128, 1.0)
 
 
-LENGTHS = {"uniform": uniform_lengths, "gsm8k": gsm8k_lengths, "long": long_lengths}
+LENGTHS = {"uniform": uniform_lengths, "short": short_lengths, "long": long_lengths}
 
 
 def token_rows(lengths: str, count: int) -> Rows:

@@ -61,7 +61,7 @@ def run(folder: Path) -> list[Metrics]:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A Ray folder of its own: Ray else joins whatever cluster ran last on this machine, alive or not.
+            # A Ray folder of its own goes with the run, and no other cluster on this machine sees it.
             env={**os.environ, **ENVIRONMENT, **CLUSTER_ENVIRONMENT, "RAY_TMPDIR": str(folder)},
         )
         try:

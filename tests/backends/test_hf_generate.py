@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from openrlhf.backends import hf_generate
 from openrlhf.backends.hf_generate import HFGenerate, top_p_cut
@@ -15,7 +16,7 @@ from openrlhf.models.load import load_causal_lm
 from openrlhf.rollout.collect import make_sample
 from openrlhf.rollout.engine import Completion, SamplingParams
 from openrlhf.types import Prompt, collate
-from tests.models.helpers import FAMILIES, VOCAB, build
+from tests.models.helpers import VOCAB, build
 
 PROMPTS = [[5, 9, 40], [7], [5, 9, 40], [11, 12, 13, 14, 15, 16, 17], [7], [33, 2]]
 
@@ -42,8 +43,17 @@ def scored(
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "mistral, window 3", "gemma3, window 3, capped", "granite"])
 def test_greedy_equals_transformers_token_for_token(family: str) -> None:
-    assert family in FAMILIES
-    hf = build(family, torch.float32).eval()
+    check_greedy(build(family, torch.float32).eval())
+
+
+def test_greedy_with_absolute_positions_too() -> None:
+    """Rotary positions forgive a shift of the whole prompt; GPT-2's do not."""
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.5}
+    torch.manual_seed(0)
+    check_greedy(GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, bos_token_id=None, eos_token_id=1, **sizes)).eval())
+
+
+def check_greedy(hf: PreTrainedModel) -> None:
     answers = HFGenerate(hf).generate(PROMPTS, SamplingParams(temperature=0, max_new_tokens=10, stop_token_ids=(1,)))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         expected = hf.generate(
