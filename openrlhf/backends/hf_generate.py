@@ -30,11 +30,12 @@ class HFGenerate:
         generator.manual_seed(params.seed) if params.seed is not None else generator.seed()
         training = self.model.training
         self.model.eval()
-        completions: list[Completion] = []
-        for start in range(0, len(prompts), ROWS_AT_ONCE):
-            completions += self._decode(prompts[start : start + ROWS_AT_ONCE], params, generator)
-        self.model.train(training)
-        return completions
+        try:
+            starts = range(0, len(prompts), ROWS_AT_ONCE)
+            parts = [self._decode(prompts[start : start + ROWS_AT_ONCE], params, generator) for start in starts]
+        finally:
+            self.model.train(training)
+        return [completion for part in parts for completion in part]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """The module is the actor's: its weights are here already, only their version changes."""

@@ -21,8 +21,8 @@ from openrlhf.training.roles import StepStats
 class LocalForward:
     """A frozen model in this process."""
 
-    def __init__(self, model: CausalLM | ScoreModel) -> None:
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: CausalLM | ScoreModel, bf16: bool = False) -> None:
+        self.model = (in_bf16(model) if bf16 else model).eval().requires_grad_(False)
         self.device = next(model.parameters()).device
 
     def offload(self) -> None:
@@ -33,7 +33,7 @@ class LocalForward:
 
 
 class LocalTrain:
-    """A model in training in this process: AdamW on float32 master weights; bf16 runs the forward under autocast."""
+    """A model in training in this process: AdamW on float32 weights; bf16 runs the forward under autocast."""
 
     rank = 0
     world = 1
@@ -46,12 +46,9 @@ class LocalTrain:
         total_steps: int,
         bf16: bool = False,
     ) -> None:
-        self.model = model
+        self.model = in_bf16(model) if bf16 else model
         self.device = next(model.parameters()).device
         self.max_norm = optim.max_norm
-        if bf16:
-            model.float()  # bfloat16 would round away the small steps of AdamW
-            model.forward = torch.autocast(self.device.type, dtype=torch.bfloat16)(model.forward)  # type: ignore[method-assign]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         beta1, beta2 = optim.adam_betas
         self.optimizer = torch.optim.AdamW(
@@ -86,6 +83,16 @@ class LocalTrain:
 
     def onload(self) -> None:
         """Nothing, as ``offload``."""
+
+
+def in_bf16(model: CausalLM | ScoreModel) -> CausalLM | ScoreModel:
+    """Float32 weights, in which AdamW's small steps are not rounded away, and forwards in bfloat16: training, scoring
+    and generation alike."""
+    model.float()
+    for module in (model, model.hf):
+        device = next(module.parameters()).device.type
+        module.forward = torch.autocast(device, dtype=torch.bfloat16)(module.forward)  # type: ignore[method-assign]
+    return model
 
 
 def lr_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, total_steps: int) -> Any:

@@ -117,12 +117,12 @@ def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
         critic = LocalCritic(CriticMember(trained(model, algorithm.critic_learning_rate), config), tokenizer)
     reference: Reference = Absent()
     if algorithm.init_kl_coef > 0:
-        frozen = LocalForward(load_causal_lm(config.model.pretrain, config.model).to(device))
+        frozen = LocalForward(load_causal_lm(config.model.pretrain, config.model).to(device), bf16)
         reference = LocalReference(ReferenceMember(frozen, config))
     reward: RewardModel = Absent()
     if config.reward.reward_pretrain and not config.reward.remote_rm_url:
         scorer = load_reward_model(config).to(device)
-        reward = LocalReward(RewardMember(LocalForward(scorer), config))
+        reward = LocalReward(RewardMember(LocalForward(scorer, bf16), config))
     actor = LocalActor(PolicyMember(trained(policy, algorithm.actor_learning_rate), config), tokenizer)
     rollout = LocalRollout(HFGenerate(policy.hf), config, tokenizer)
     return Roles(rollout, actor, critic, reference, reward)

@@ -29,41 +29,67 @@ def main(argv: list[str] | None = None) -> None:
 def run(config: PPOConfig) -> None:
     """Prompts → the RL loop → a Hugging Face folder at ``--save_path``."""
     from openrlhf.cli.process import prepare_process
-    from openrlhf.data.load import load_rows
-    from openrlhf.data.prompts import load_prompts
-    from openrlhf.models.load import load_tokenizer
     from openrlhf.training.log import RunLog
     from openrlhf.training.ppo import train
     from openrlhf.training.roles import gather
 
     prepare_process(config.train)
+    warn(config)
+    with session(config):
+        tokenizer, prompts = read_prompts(config)
+        folder = Path(config.checkpoint.save_path)
+        write_yaml(config, folder / "run_config.yaml")
+        log = RunLog(folder, config.log, flat(config))
+        try:
+            with start_roles(config, tokenizer, optimizer_steps(config, len(prompts))) as roles:
+                log.start(
+                    math.ceil(len(prompts) * config.rollout.num_episodes / config.rollout.rollout_batch_size), "rl"
+                )
+                train(config, roles, prompt_batches(prompts, config), log, tokenizer.pad_token_id, DEADLINE_S)
+                saves = [roles.actor.save(folder)]
+                if config.reward.save_value_network:
+                    saves.append(roles.critic.save(folder.with_name(folder.name + "_critic")))
+                gather(*saves, deadline_s=DEADLINE_S)
+        finally:
+            log.close()
+    print(f"saved the model to {folder}")
+
+
+def warn(config: PPOConfig) -> None:
+    """Say what is allowed and rarely meant."""
+    algorithm = config.algorithm
+    if algorithm.use_kl_loss and algorithm.kl_estimator == "k1":
+        print("--use_kl_loss with --kl_estimator k1: its gradient is zero on average; k2 or k3 is what you want")
+
+
+def read_prompts(config: PPOConfig) -> tuple[Any, list[Prompt]]:
+    """The tokenizer and the prompts. Raises ValueError naming the flag and the row."""
+    from openrlhf.data.load import load_rows
+    from openrlhf.data.prompts import load_prompts
+    from openrlhf.models.load import load_tokenizer
+
     sources = config.prompts
     tokenizer = load_tokenizer(config.model.pretrain, config.model)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"--pretrain {config.model.pretrain}: its tokenizer has no eos token to end a response")
     rows = load_rows(
         sources.prompt_data, sources.prompt_split, sources.prompt_data_probs, config.data.max_samples,
         config.train.seed, "--prompt_data",
     )  # fmt: skip
-    prompts = load_prompts(rows, tokenizer, config.data, sources)
-    rollouts = math.ceil(len(prompts) * config.rollout.num_episodes / config.rollout.rollout_batch_size)
+    return tokenizer, load_prompts(rows, tokenizer, config.data, sources)
 
-    folder = Path(config.checkpoint.save_path)
-    write_yaml(config, folder / "run_config.yaml")
-    log = RunLog(folder, config.log, flat(config))
-    try:
-        with start_roles(config, tokenizer, optimizer_steps(config, len(prompts))) as roles:
-            log.start(rollouts, "rl")
-            train(config, roles, prompt_batches(prompts, config), log, tokenizer.pad_token_id, DEADLINE_S)
-            saves = [roles.actor.save(folder)]
-            if config.reward.save_value_network:
-                saves.append(roles.critic.save(folder.with_name(folder.name + "_critic")))
-            gather(*saves, deadline_s=DEADLINE_S)
-    finally:
-        log.close()
-    print(f"saved the model to {folder}")
+
+def session(config: PPOConfig) -> AbstractContextManager[None]:
+    """Ray with the devices of the run, where it runs on Ray."""
+    if config.placement.local:
+        return nullcontext()
+    from openrlhf.cluster.start import ray_session
+
+    return ray_session(config)
 
 
 def start_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> AbstractContextManager[Roles]:
-    """The only place where one process and a cluster differ."""
+    """Here, and in ``session``, one process and a cluster differ; nowhere else."""
     if config.placement.local:
         from openrlhf.backends.local_roles import local_roles
 

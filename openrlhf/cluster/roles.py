@@ -16,7 +16,7 @@ from openrlhf.backends.vllm import request_seed
 from openrlhf.cluster.calls import await_all
 from openrlhf.cluster.group import Group
 from openrlhf.cluster.placement import plan
-from openrlhf.cluster.start import check_devices, connect, engine_dtype, has_gpus, start_engines, start_workers
+from openrlhf.cluster.start import engine_dtype, gpus_there, start_engines, start_workers
 from openrlhf.cluster.weight_sync import WeightSync, sync_backend
 from openrlhf.config.commands import PPOConfig
 from openrlhf.rollout.collect import collect, sampling_params
@@ -155,11 +155,9 @@ class ClusterRollout:
 
 @contextmanager
 def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_s: float) -> Iterator[Roles]:
-    """Start every worker and engine, yield the roles, and end what was started, whatever happened."""
-    started_here = connect()
+    """Inside a ``ray_session``: start every worker and engine, yield the roles, and end them, whatever happened."""
     placement = plan(config)
-    gpus = has_gpus()
-    check_devices(placement)
+    gpus = gpus_there() > 0
     executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="role")
     handles: list[Any] = []
     try:
@@ -196,8 +194,6 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
         for handle in handles:
             ray.kill(handle)
         executor.shutdown(wait=False, cancel_futures=True)
-        if started_here:
-            ray.shutdown()
 
 
 def start_groups(groups: Iterable[Group], total_steps: int, deadline_s: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -11,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from openrlhf.backends.vllm import VLLMEngine, engine_environment
 from openrlhf.cluster.calls import await_all
-from openrlhf.cluster.placement import Placement, Pool
+from openrlhf.cluster.placement import Placement, Pool, plan
 from openrlhf.cluster.worker import WORKERS
 from openrlhf.config.commands import PPOConfig
 
@@ -19,11 +21,13 @@ GPU_SHARE = 0.2  # of a device, for each role in a shared pool: Ray then lets th
 CPU_SHARE = 0.01  # workers without GPUs are processes that share the cores as the system sees fit
 
 
-def connect() -> bool:
-    """Join the cluster that RAY_ADDRESS names (``ray job submit`` sets it), or start one on this machine, its ports on
-    loopback and without the dashboard. True when it was started here."""
-    if ray.is_initialized():
-        return False
+@contextmanager
+def ray_session(config: PPOConfig) -> Iterator[None]:
+    """Inside, Ray is there and has the devices that the run needs; before any model is loaded.
+
+    Joins the cluster that RAY_ADDRESS names (``ray job submit`` sets it), or starts one on this machine, its ports on
+    loopback and without the dashboard, and ends it afterwards. Raises ValueError when devices are missing.
+    """
     joins = bool(os.environ.get("RAY_ADDRESS"))
     # "local", since without an address Ray would try, for minutes, a cluster that died here earlier.
     ray.init(
@@ -32,16 +36,20 @@ def connect() -> bool:
         log_to_driver=bool(os.environ.get("OPENRLHF_WORKER_LOGS")),
         configure_logging=False,
     )
-    return not joins
+    try:
+        check_devices(plan(config), gpus_there())
+        yield
+    finally:
+        if not joins:
+            ray.shutdown()
 
 
-def has_gpus() -> bool:
-    return ray.cluster_resources().get("GPU", 0) > 0
+def gpus_there() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
-def check_devices(placement: Placement) -> None:
-    """Raises ValueError when the cluster has GPUs, but fewer than the run needs."""
-    there = int(ray.cluster_resources().get("GPU", 0))
+def check_devices(placement: Placement, there: int) -> None:
+    """Raises ValueError when the cluster has GPUs, but fewer than the run needs. Without any, workers use the CPU."""
     if 0 < there < placement.devices:
         raise ValueError(
             f"the run needs {placement.devices} GPUs (--actor_num_gpus_per_node and its like, --vllm_num_engines) and "

@@ -41,10 +41,18 @@ def read(command: type[C], argv: Sequence[str]) -> C:
 
 
 def write_yaml(config: Command, path: Path) -> None:
-    """Write every flag and its value, so that ``--config path`` repeats the run. Secrets are left out."""
+    """Write every flag and its value, so that ``--config path`` repeats the run. Secrets are left out.
+
+    Raises ValueError when the folder cannot be written, which is why a run does it first.
+    """
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in flat(config).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"--save_path {path.parent} cannot be written ({error.strerror}): name another folder."
+        ) from error
 
 
 class _Parser(argparse.ArgumentParser):

@@ -51,3 +51,13 @@ def test_a_reward_function_needs_no_reward_model():
 
 def test_the_devices_of_an_engine_are_its_tensor_parallel_size():
     assert placed("--vllm_tensor_parallel_size 2").devices == 4 * 2 + 2 * 2
+
+
+def test_missing_gpus_are_named_and_a_cpu_machine_is_fine():
+    pytest.importorskip("ray")
+    from openrlhf.cluster.start import check_devices
+
+    check_devices(placed(), there=10)
+    check_devices(placed(), there=0)
+    with pytest.raises(ValueError, match="needs 10 GPUs .*--actor_num_gpus_per_node.* the cluster has 8"):
+        check_devices(placed(), there=8)

@@ -124,10 +124,11 @@ def test_any_placement_gives_the_numbers_of_one_process(
     placement: str, tiny_folder: Path, reward_folder: Path, in_one_process: dict[str, Any]
 ) -> None:
     from openrlhf.cluster.roles import cluster_roles
+    from openrlhf.cluster.start import ray_session
 
     config = configure(tiny_folder, reward_folder, placement)
     tokenizer = load_tokenizer(str(tiny_folder), config.model)
-    with cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
+    with ray_session(config), cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
         numbers = one_step(roles, fixed_batch())
         gather(roles.rollout.sync(1), deadline_s=DEADLINE_S)
         difference = engine_difference(roles, tokenizer)
@@ -148,12 +149,13 @@ def test_a_role_that_dies_ends_the_run_with_its_name(tiny_folder: Path, reward_f
 
     from openrlhf.cluster.calls import RoleError
     from openrlhf.cluster.roles import cluster_roles
+    from openrlhf.cluster.start import ray_session
 
     flags = "--actor_num_gpus_per_node 2 --vllm_num_engines 1 --init_kl_coef 0 --advantage_estimator reinforce"
     config = configure(tiny_folder, reward_folder, f"{flags} --reward_num_gpus_per_node 1")
     tokenizer = load_tokenizer(str(tiny_folder), config.model)
     batch = fixed_batch()
-    with cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
+    with ray_session(config), cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
         victim = roles.actor.group.workers[1]
         ray.kill(victim)
         began = time.monotonic()

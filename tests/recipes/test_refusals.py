@@ -116,3 +116,11 @@ def test_the_shell_sees_the_same(sft: dict[str, Any], start: list[str]) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("--pretrain /nowhere/model: no tokenizer could be loaded")
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(
+    ppo: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    sentence = refused(train_ppo_ray.main, ppo | {"save_path": tmp_path / "file" / "out"}, capsys)
+    assert sentence.startswith(f"--save_path {tmp_path}/file/out cannot be written (Not a directory)")
