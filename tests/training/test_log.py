@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from openrlhf.config.commands import SFTConfig
 from openrlhf.config.groups import LogConfig
+from openrlhf.config.parse import flat, read
 from openrlhf.training.log import RunLog
 
 
@@ -48,3 +50,18 @@ def test_tensorboard_gets_the_values(tmp_path):
     events = EventAccumulator(str(tmp_path / "tb" / "me"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.25)]
+
+
+@pytest.mark.slow
+def test_wandb_gets_the_values_and_never_the_key(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    config = read(SFTConfig, ["--pretrain", "m", "--dataset", "d", "--output_key", "o", "--use_wandb", "canary" * 7])
+    log = RunLog(tmp_path, config.log, flat(config))
+    log.step(1, {"loss": 0.25})
+    log.close()
+    written = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file())
+    assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert b"openrlhf_train_sft" in written
+    assert b"canary" not in written
