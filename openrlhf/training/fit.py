@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from openrlhf.config.groups import LogConfig, TrainConfig
 from openrlhf.data.sampler import batches
 from openrlhf.objectives.loss import Objective
 from openrlhf.training.log import Phases, RunLog
+from openrlhf.training.metric_names import EVALUATED
 from openrlhf.training.roles import TrainEngine
-from openrlhf.training.update import optimizer_step, token_mean, weighted_sum
-from openrlhf.types import Batch, Metrics, Sample, collate
+from openrlhf.training.update import Weigh, optimizer_step, token_mean, weighted_sum
+from openrlhf.types import Batch, Metrics, Sample, collate, present
 
 
-def total_steps(rows: int, train: TrainConfig) -> int:
+@dataclass(frozen=True)
+class Task:
+    """What a supervised command learns."""
+
+    objective: Objective
+    weigh: Weigh = token_mean
+    rows: int = 1  # samples of one example, which stay together: 2 for chosen and rejected
+    prepare: Callable[[Batch], Batch] = lambda batch: batch  # fills fields that do not train, such as ref_log_probs
+
+
+def total_steps(examples: int, train: TrainConfig) -> int:
     """Optimizer steps of the run; the last mini-batch of an epoch may be smaller."""
-    return math.ceil(rows / train.train_batch_size) * train.max_epochs
+    return math.ceil(examples / train.train_batch_size) * train.max_epochs
 
 
 def fit(
     engine: TrainEngine,
-    objective: Objective,
+    task: Task,
     samples: Sequence[Sample],
     evaluation: Sequence[Sample],
     train: TrainConfig,
@@ -31,50 +44,50 @@ def fit(
     log: RunLog,
     pad_token_id: int,
 ) -> None:
-    """Train for ``max_epochs`` over ``samples``.
+    """Train for ``max_epochs`` over ``samples``, ``task.rows`` of which make an example; batch sizes count examples.
 
     Evaluates every ``eval_steps`` steps, or at the end of each epoch for −1, when there are evaluation rows.
     """
-
-    def evaluate() -> Metrics:
-        return {"eval_loss": mean_loss(engine, objective, evaluation, train, pad_token_id)} if evaluation else {}
-
-    order = batches(len(samples), train.train_batch_size, train.seed, train.max_epochs)
+    order = batches(len(samples) // task.rows, train.train_batch_size, train.seed, train.max_epochs)
     for step, (chosen, cursor) in enumerate(order, start=1):
         phases = Phases()
-        rows = rank_rows([samples[i] for i in chosen], engine, pad_token_id)
-        metrics = optimizer_step(engine, rows, objective, train.micro_train_batch_size)
-        metrics |= phases.metrics(tokens=sum(len(samples[i].tokens) for i in chosen))
+        mini_batch = [sample for i in chosen for sample in samples[i * task.rows : (i + 1) * task.rows]]
+        rows = task.prepare(rank_rows(mini_batch, engine, pad_token_id, task.rows))
+        micro = train.micro_train_batch_size * task.rows
+        metrics = optimizer_step(engine, rows, task.objective, micro, task.weigh)
+        metrics |= phases.metrics(tokens=sum(len(sample.tokens) for sample in mini_batch))
         epoch_ends = cursor.consumed == 0
         due = epoch_ends if log_config.eval_steps < 0 else step % log_config.eval_steps == 0
-        log.step(step, {"epoch": cursor.epoch - epoch_ends, **metrics, **(evaluate() if due else {})})
+        if due and evaluation:
+            metrics |= evaluate(engine, task, evaluation, train, pad_token_id)
+        log.step(step, {"epoch": cursor.epoch - epoch_ends, **metrics})
 
 
-def rank_rows(samples: Sequence[Sample], engine: TrainEngine, pad_token_id: int) -> Batch:
-    """This rank's rows of a mini-batch, as many as every other rank has.
+def rank_rows(samples: Sequence[Sample], engine: TrainEngine, pad_token_id: int, rows: int = 1) -> Batch:
+    """This rank's rows of a mini-batch, as many as every other rank has; ``rows`` neighbours stay together.
 
-    Where the rows do not divide, a rank gets a row without loss in place of the missing one: sharded models need the
-    same number of forwards on every rank.
+    Where they do not divide, a rank gets rows without loss in place of the missing ones: sharded models need the same
+    number of forwards on every rank.
     """
-    every = collate(samples, pad_token_id).with_fillers(engine.world)
-    return every.select(slice(engine.rank, None, engine.world))
+    every = collate(samples, pad_token_id).with_fillers(engine.world * rows)
+    examples = torch.arange(len(every)).view(-1, rows)
+    return every.select(examples[engine.rank :: engine.world].flatten())
 
 
 @torch.no_grad()
-def mean_loss(
-    engine: TrainEngine, objective: Objective, samples: Sequence[Sample], train: TrainConfig, pad_token_id: int
-) -> float:
-    """The mean loss per weighted token over ``samples`` on all ranks."""
+def evaluate(
+    engine: TrainEngine, task: Task, samples: Sequence[Sample], train: TrainConfig, pad_token_id: int
+) -> Metrics:
+    """``eval_loss`` and the objective's metrics under ``eval_`` names, as weighted means over ``samples``."""
     engine.model.eval()
-    rows = rank_rows(samples, engine, pad_token_id)
-    rows = rows.fill(loss_weights=token_mean(rows, engine))
-    total = torch.zeros((), device=engine.device)
-    for micro_batch in rows.micro_batches(train.micro_train_batch_size):
+    rows = rank_rows(samples, engine, pad_token_id, task.rows)
+    rows = rows.fill(loss_weights=task.weigh(rows, engine))
+    totals: dict[str, Tensor] = {}
+    for micro_batch in task.prepare(rows).micro_batches(train.micro_train_batch_size * task.rows):
         micro_batch = micro_batch.to(engine.device)
-        total += weighted_sum(objective(engine.model, micro_batch).elements, _weights(micro_batch))
-    return float(engine.sum_over_ranks(total))
-
-
-def _weights(batch: Batch) -> torch.Tensor:
-    assert batch.loss_weights is not None
-    return batch.loss_weights
+        loss = task.objective(engine.model, micro_batch)
+        for name, elements in {"loss": loss.elements, **loss.metrics}.items():
+            part = weighted_sum(elements.float(), present(micro_batch.loss_weights, "loss_weights"))
+            totals[name] = totals[name] + part if name in totals else part
+    sums = engine.sum_over_ranks(torch.stack(list(totals.values()))).tolist()
+    return {EVALUATED + name: value for name, value in zip(totals, sums, strict=True)}

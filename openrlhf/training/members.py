@@ -112,13 +112,18 @@ def sampled_log_probs(engine: ForwardEngine, batch: Batch, config: PPOConfig) ->
     return _forward(engine, batch, config, temperature=config.rollout.temperature)
 
 
-@torch.no_grad()
 def _forward(engine: ForwardEngine, batch: Batch, config: PPOConfig, **how: Any) -> Tensor:
+    return forward(engine, batch, config.rollout.micro_rollout_batch_size, config.model.packing_samples, **how)
+
+
+@torch.no_grad()
+def forward(engine: ForwardEngine, batch: Batch, micro_batch_size: int, packed: bool, **how: Any) -> Tensor:
+    """What the model says of each row, (B,) or (B, T) float32 on the CPU, a micro-batch at a time."""
     engine.model.eval()
     width = batch.tokens.shape[1]
     parts = []
-    for rows in batch.micro_batches(config.rollout.micro_rollout_batch_size):
-        out = engine.model(rows.to(engine.device), packed=config.model.packing_samples, **how)
+    for rows in batch.micro_batches(micro_batch_size):
+        out = engine.model(rows.to(engine.device), packed=packed, **how)
         scores = (out if isinstance(out, Tensor) else out.log_probs).float().cpu()
         parts.append(pad_columns(scores, width) if scores.dim() == 2 else scores)
     return torch.cat(parts)

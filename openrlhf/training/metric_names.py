@@ -10,7 +10,6 @@ METRICS: dict[str, str] = {
     "tokens_per_second": "tokens (prompt and response) per second of wall time of the step",
     "step_seconds": "wall time of the step, s",
     "epoch": "passes over the data, counting from 0",
-    "eval_loss": "mean loss per weighted token over the evaluation rows",
     # rollouts
     "reward": "mean outcome reward of the samples, before shaping and clipping",
     "reward_std": "standard deviation of the outcome rewards",
@@ -43,9 +42,10 @@ METRICS: dict[str, str] = {
     "time/sync": "weights from the actor to the engines, s",
 }
 
+EVALUATED = "eval_"  # + a name of the table: the same over the evaluation rows
 REWARD_PARTS = "reward/"  # + a name of extra_logs: its mean over the samples
 
 
 def unknown_names(names: list[str]) -> list[str]:
     """The names that the table does not have."""
-    return [name for name in names if name not in METRICS and not name.startswith(REWARD_PARTS)]
+    return [name for name in names if name.removeprefix(EVALUATED) not in METRICS and not name.startswith(REWARD_PARTS)]

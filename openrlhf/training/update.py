@@ -7,6 +7,8 @@ the gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from openrlhf.algorithms.masked import token_mean_weights
 from openrlhf.objectives.loss import Objective
 from openrlhf.training.roles import TrainEngine
 from openrlhf.types import Batch, Metrics, merge_metrics
+
+Weigh = Callable[[Batch, TrainEngine], Tensor]  # → loss weights that sum to 1 over the mini-batch on all ranks
 
 
 def weighted_sum(elements: Tensor, weights: Tensor) -> Tensor:
@@ -27,9 +31,23 @@ def token_mean(batch: Batch, engine: TrainEngine) -> Tensor:
     return token_mean_weights(batch.action_mask, total)
 
 
-def optimizer_step(engine: TrainEngine, rows: Batch, objective: Objective, micro_batch_size: int) -> Metrics:
+def pair_mean(batch: Batch, engine: TrainEngine) -> Tensor:
+    """Weights (B,) of the mean over every pair of the mini-batch on all ranks.
+
+    Even rows are chosen and carry the weight of their pair; odd rows are rejected. A pair that only fills up a rank has
+    no action token.
+    """
+    real = batch.action_mask.any(dim=1).float()
+    real[1::2] = 0
+    total = engine.sum_over_ranks(real.sum().to(engine.device)).to(real.device)
+    return real / total.clamp(min=1)
+
+
+def optimizer_step(
+    engine: TrainEngine, rows: Batch, objective: Objective, micro_batch_size: int, weigh: Weigh = token_mean
+) -> Metrics:
     """One optimizer step on this rank's rows of a mini-batch. Returns the metrics of the whole mini-batch."""
-    rows = rows.fill(loss_weights=token_mean(rows, engine))
+    rows = rows.fill(loss_weights=weigh(rows, engine))
     micro_batches = rows.micro_batches(micro_batch_size)
     totals: dict[str, Tensor] = {}
     engine.model.train()

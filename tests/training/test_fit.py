@@ -17,7 +17,7 @@ from openrlhf.config.groups import LogConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.objectives.language import sft_loss
 from openrlhf.objectives.loss import Loss
-from openrlhf.training.fit import fit, mean_loss, rank_rows, total_steps
+from openrlhf.training.fit import Task, evaluate, fit, rank_rows, total_steps
 from openrlhf.training.log import RunLog
 from openrlhf.types import Batch, Metrics, Sample
 from tests.models.helpers import build
@@ -62,7 +62,7 @@ def trained(
     engine = LocalTrain(OneNumber(), optim or OptimConfig(), 0.01, total_steps(count, train))
     log = Lines()
     held_out = rows(evaluation, first=1000)
-    fit(engine, one_number, rows(count), held_out, train, LogConfig(eval_steps=eval_steps), log, pad_token_id=0)
+    fit(engine, Task(one_number), rows(count), held_out, train, LogConfig(eval_steps=eval_steps), log, pad_token_id=0)
     return engine, log.lines
 
 
@@ -96,7 +96,7 @@ def test_the_loss_is_the_mean_over_the_rows_of_the_last_smaller_batch_too() -> N
     engine = LocalTrain(OneNumber(), OptimConfig(lr_warmup_ratio=0), 0.0, 2)
     log = Lines()
     train = TrainConfig(train_batch_size=3, micro_train_batch_size=2, max_epochs=1)
-    fit(engine, one_number, rows(4), [], train, LogConfig(), log, 0)
+    fit(engine, Task(one_number), rows(4), [], train, LogConfig(), log, 0)
     flat = list(chain.from_iterable(tokens for _, tokens in engine.model.seen))
     assert [line["loss"] for line in log.lines] == pytest.approx([sum(flat[:3]) / 3, flat[3]])
 
@@ -142,7 +142,7 @@ def test_the_evaluation_is_the_mean_over_all_tokens_and_leaves_no_gradient(micro
     model = CausalLM(build())
     engine = LocalTrain(model, OptimConfig(), 0.0, 1)
     train = TrainConfig(train_batch_size=micro, micro_train_batch_size=micro)
-    got = mean_loss(engine, partial(sft_loss, packed=False), samples, train, pad_token_id=0)
+    got = evaluate(engine, Task(partial(sft_loss, packed=False)), samples, train, pad_token_id=0)["eval_loss"]
     with torch.no_grad():
         log_probs = model(batch).log_probs
     assert got == pytest.approx(-float(log_probs[batch.action_mask].mean()), rel=1e-6)
@@ -171,7 +171,7 @@ def test_two_ranks_have_the_evaluation_and_the_gradients_of_one() -> None:
     def run(rank: int, world: int, model: CausalLM, sum_over_ranks) -> tuple[list[torch.Tensor], list[Metrics]]:
         engine, log = GradientEngine(model, sum_over_ranks), Lines()
         engine.rank, engine.world = rank, world
-        fit(engine, objective, samples, samples[:3], train, LogConfig(), log, 0)
+        fit(engine, Task(objective), samples, samples[:3], train, LogConfig(), log, 0)
         return engine.gradients, log.lines
 
     alone, alone_lines = run(0, 1, CausalLM(build()), lambda x: x)
@@ -198,7 +198,7 @@ def test_a_run_equals_a_plain_torch_loop() -> None:
         order.append(batch)
         return sft_loss(network, batch, packed=False)
 
-    fit(engine, recording, samples, [], train, LogConfig(), log, 0)
+    fit(engine, Task(recording), samples, [], train, LogConfig(), log, 0)
 
     hf = build()
     plain = torch.optim.AdamW(hf.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
