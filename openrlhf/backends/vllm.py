@@ -55,8 +55,7 @@ class VLLMEngine:
     """One engine; `RolloutEngine` in rollout/engine.py.
 
     ``log_probs`` are log-softmax(logits / temperature) in float32 (temperature 1 when greedy), as the trainer computes
-    them, with two exceptions that follow what vLLM samples from: with ``top_p`` below 1 they are renormalized over the
-    kept tokens, and in the first ``min_new_tokens`` positions over the tokens that do not end the response.
+    them; only with ``top_p`` below 1 they are renormalized over the kept tokens, from which vLLM samples.
 
     A response ends at the model's own end-of-text tokens or at ``stop_token_ids``; either stays in ``token_ids``.
     """

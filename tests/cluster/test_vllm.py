@@ -131,9 +131,8 @@ def sync(engine: RemoteEngine, sender: WeightSender, weights: Any, version: int)
 
 @torch.no_grad()
 def reference_log_probs(model: Any, prompt: list[int], response: list[int], temperature: float) -> Tensor:
-    """log p(token) under softmax(logits / temperature), the end-of-text token excluded at the first position."""
+    """log p(token) under softmax(logits / temperature), at the first position as at any other."""
     logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double()
-    logits[0, EOS] = -torch.inf
     return torch.log_softmax(logits / temperature, -1).gather(-1, torch.tensor(response)[:, None])[:, 0]
 
 
@@ -153,7 +152,6 @@ def test_greedy_tokens_are_those_of_transformers(engine: RemoteEngine, model: An
         for _ in completion.token_ids:
             with torch.no_grad():
                 logits = model(torch.tensor([tokens])).logits[0, -1]
-            logits[EOS] = -torch.inf if len(tokens) == len(prompt) else logits[EOS]
             tokens.append(int(logits.argmax()))
         assert completion.token_ids == tokens[len(prompt) :]
         assert completion.truncated == (completion.token_ids[-1] != EOS)
