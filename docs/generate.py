@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 from openrlhf.config.commands import (
     RUN_PREFIX,
     Command,
+    DPOConfig,
     PPOConfig,
+    RMConfig,
     SFTConfig,
     defaults,
     flags,
@@ -21,7 +23,7 @@ from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN, NOT_BUILT_VALUES
 from openrlhf.training.metric_names import METRICS, REWARD_PARTS
 
 FOLDER = Path(__file__).parent
-COMMANDS: dict[str, type[Command]] = {"sft": SFTConfig, "ppo": PPOConfig}
+COMMANDS: dict[str, type[Command]] = {"sft": SFTConfig, "rm": RMConfig, "dpo": DPOConfig, "ppo": PPOConfig}
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run it again. -->"
 
 METRICS_HEAD = f"""{NOTICE}
@@ -36,7 +38,7 @@ FLAGS_HEAD = f"""{NOTICE}
 
 # Flags
 
-`sft` is `openrlhf sft` or `python -m openrlhf.cli.train_sft`; `ppo` is `openrlhf ppo` or
+`sft` is `openrlhf sft` or `python -m openrlhf.cli.train_sft`, and so with `rm` and `dpo`; `ppo` is `openrlhf ppo` or
 `python -m openrlhf.cli.train_ppo_ray`. A switch is set by its name alone, or by `true` and `false`.
 
 `--config run.yaml` takes the same names from a file; what the command line says goes first. The flags of a run,
@@ -78,14 +80,18 @@ def section(group: type) -> str:
         of = {name: command for name, command in having.items() if flag in takes[name]}
         text = declared.metadata["help"] + notes(flag, of, having)
         rows.append((f"`--{flag}`", type_shown(types(next(iter(of.values())))[flag]), default_shown(flag, of), text))
-    return f"\n## {group.__doc__}: {' and '.join(f'`{name}`' for name in having)}\n" + table(
-        ("flag", "type", "default", "meaning"), rows
-    )
+    return f"\n## {group.__doc__}: {listed(having)}\n" + table(("flag", "type", "default", "meaning"), rows)
+
+
+def listed(names: Iterable[str]) -> str:
+    """``a``, ``b`` → ``a`` and ``b``."""
+    *first, last = (f"`{name}`" for name in names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def notes(flag: str, of: dict[str, type[Command]], having: dict[str, type[Command]]) -> str:
     """What the help of a flag does not say: which command lacks it, and whether it is built."""
-    only = "" if of.keys() == having.keys() else f" (`{'`, `'.join(of)}` only)"
+    only = "" if of.keys() == having.keys() else f" ({listed(of)} only)"
     if flag in NOT_BUILT:
         return f"{only}. **It {NOT_BUILT[flag]}**"
     refusing = [name for name, command in of.items() if flag in NOT_BUILT_IN.get(command, {})]
@@ -105,11 +111,12 @@ def type_shown(hint: Any) -> str:
 
 
 def default_shown(flag: str, of: dict[str, type[Command]]) -> str:
-    """One default, or one for each command where they differ."""
+    """One default, or each with its commands where they differ."""
     shown = {name: value_shown(flag, command) for name, command in of.items()}
-    if len(set(shown.values())) == 1:
-        return next(iter(shown.values()))
-    return ", ".join(f"{name}: {value}" for name, value in shown.items())
+    by_value = {value: [name for name in shown if shown[name] == value] for value in shown.values()}
+    if len(by_value) == 1:
+        return next(iter(by_value))
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in by_value.items())
 
 
 def value_shown(flag: str, command: type[Command]) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from openrlhf.backends.local import LocalTrain
+from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.config.derived import needs_deepspeed
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.value_head import ScoreModel
-from openrlhf.training.roles import TrainEngine
+from openrlhf.training.roles import ForwardEngine, TrainEngine
 
 
 def choose_train_engine(
@@ -34,5 +34,21 @@ def choose_train_engine(
             f"{', '.join(changed)} needs DeepSpeed: start with `deepspeed --module openrlhf.cli.train_sft` "
             "(or torchrun -m) instead of python"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return LocalTrain(build().to(device), optim, learning_rate, total_steps, model.bf16)
+    return LocalTrain(build().to(_device()), optim, learning_rate, total_steps, model.bf16)
+
+
+def choose_forward_engine(
+    build: Callable[[], CausalLM | ScoreModel], model: ModelConfig, zero_stage: int, offload: bool
+) -> ForwardEngine:
+    """A frozen model on the same backend. Raises ValueError in a single process for ``offload``."""
+    if "WORLD_SIZE" in os.environ:
+        from openrlhf.backends.deepspeed import DeepSpeedForward
+
+        return DeepSpeedForward(build, model, zero_stage, offload)
+    if offload:
+        raise ValueError("--ref_offload needs DeepSpeed: start with `deepspeed --module` (or torchrun -m)")
+    return LocalForward(build().to(_device()), model.bf16)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

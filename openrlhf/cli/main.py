@@ -11,6 +11,8 @@ import openrlhf
 # Verb → module with main(argv), and what it does. A module is imported only when its verb is called.
 VERBS: dict[str, tuple[str, str]] = {
     "sft": ("openrlhf.cli.train_sft", "supervised fine-tuning and continued pre-training"),
+    "rm": ("openrlhf.cli.train_rm", "training of a reward model on pairs of answers"),
+    "dpo": ("openrlhf.cli.train_dpo", "direct preference optimisation: DPO, cDPO, IPO"),
     "ppo": ("openrlhf.cli.train_ppo_ray", "reinforcement learning: PPO, REINFORCE++, GRPO, RLOO"),
     "demo": ("openrlhf.cli.demo", "the whole pipeline on a tiny model, in one process"),
 }

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
-from pathlib import Path
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import SFTConfig
-from openrlhf.config.parse import flat, parse, write_yaml
+from openrlhf.config.parse import parse
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,30 +18,26 @@ def run(config: SFTConfig) -> None:
     """Rows → samples → ``fit`` → a Hugging Face folder at ``--save_path``."""
     from openrlhf.backends.choose import choose_train_engine
     from openrlhf.cli.process import prepare_process
+    from openrlhf.cli.supervised import save, say_what_was_dropped, train
     from openrlhf.data.load import load_rows
     from openrlhf.data.sft import sft_samples
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.objectives.language import sft_loss
-    from openrlhf.training.fit import fit, total_steps
-    from openrlhf.training.log import RunLog
+    from openrlhf.training.fit import Task, total_steps
     from openrlhf.types import Sample
 
     prepare_process(config.train)
-    first = os.environ.get("RANK", "0") == "0"  # set by the launchers; a process alone is the first
     data, dataset, model = config.data, config.dataset, config.model
     tokenizer = load_tokenizer(model.pretrain, model)
 
     def read(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
         rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag)
         samples, report = sft_samples(rows, tokenizer, data, dataset, flag)
-        if first and (report.dropped or report.shortened):
-            print(f"{flag}: {report.line()}")
+        say_what_was_dropped(report, flag)
         return samples
 
     samples = read(dataset.dataset, dataset.dataset_split, dataset.dataset_probs, "--dataset")
     evaluation = read(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
-
-    steps = total_steps(len(samples), config.train)
     engine = choose_train_engine(
         lambda: load_causal_lm(model.pretrain, model),
         model,
@@ -51,21 +45,11 @@ def run(config: SFTConfig) -> None:
         config.train,
         config.deepspeed,
         config.fit.learning_rate,
-        steps,
+        total_steps(len(samples), config.train),
     )
-    folder = Path(config.checkpoint.save_path)
-    if first:
-        write_yaml(config, folder / "run_config.yaml")
-    log = RunLog(folder, config.log, flat(config), writes=first)
-    log.start(steps, "sft")
-    objective = partial(sft_loss, packed=model.packing_samples)
-    try:
-        fit(engine, objective, samples, evaluation, config.train, config.log, log, tokenizer.pad_token_id)
-    finally:
-        log.close()
-    engine.save(folder, tokenizer)
-    if first:
-        print(f"saved the model to {folder}")
+    task = Task(partial(sft_loss, packed=model.packing_samples))
+    train(config, "sft", engine, task, samples, evaluation, tokenizer)
+    save(config, engine, tokenizer)
 
 
 if __name__ == "__main__":

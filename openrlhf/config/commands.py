@@ -17,9 +17,12 @@ from openrlhf.config.groups import (
     LogConfig,
     ModelConfig,
     OptimConfig,
+    PairConfig,
     PlacementConfig,
+    PreferenceConfig,
     PromptConfig,
     RewardConfig,
+    RewardTrainConfig,
     RolloutConfig,
     TrainConfig,
     VLLMConfig,
@@ -36,6 +39,38 @@ class SFTConfig:
     optim: OptimConfig
     train: TrainConfig
     fit: FitConfig
+    deepspeed: DeepSpeedConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class RMConfig:
+    """Reward model training"""
+
+    model: ModelConfig
+    data: DataConfig
+    pairs: PairConfig
+    optim: OptimConfig
+    train: TrainConfig
+    fit: FitConfig
+    reward_training: RewardTrainConfig
+    deepspeed: DeepSpeedConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """Direct preference optimisation"""
+
+    model: ModelConfig
+    data: DataConfig
+    pairs: PairConfig
+    optim: OptimConfig
+    train: TrainConfig
+    fit: FitConfig
+    preference: PreferenceConfig
     deepspeed: DeepSpeedConfig
     checkpoint: CheckpointConfig
     log: LogConfig
@@ -60,8 +95,8 @@ class PPOConfig:
     vllm: VLLMConfig
 
 
-Command = SFTConfig | PPOConfig
-C = TypeVar("C", SFTConfig, PPOConfig)
+Command = SFTConfig | RMConfig | DPOConfig | PPOConfig
+C = TypeVar("C", SFTConfig, RMConfig, DPOConfig, PPOConfig)
 
 DEFAULTS: dict[type[Command], dict[str, Any]] = {
     SFTConfig: {
@@ -71,6 +106,20 @@ DEFAULTS: dict[type[Command], dict[str, Any]] = {
         "ckpt_path": "./ckpt/checkpoints_sft",
         "wandb_project": "openrlhf_train_sft",
     },
+    RMConfig: {
+        "micro_train_batch_size": 1,
+        "learning_rate": 9e-6,
+        "max_samples": 1_000_000,
+        "ckpt_path": "./ckpt/checkpoints_rm",
+        "wandb_project": "openrlhf_train_rm",
+    },
+    DPOConfig: {
+        "learning_rate": 1e-5,
+        "max_samples": 1_000_000,
+        "eval_split": "test",
+        "ckpt_path": "./ckpt/checkpoints_dpo",
+        "wandb_project": "openrlhf_train_dpo",
+    },
     PPOConfig: {
         "micro_train_batch_size": 4,
         "ckpt_path": "./ckpt/checkpoints_ppo_ray",
@@ -78,13 +127,15 @@ DEFAULTS: dict[type[Command], dict[str, Any]] = {
     },
 }
 
-RUN_PREFIX: dict[type[Command], str] = {SFTConfig: "sft_", PPOConfig: "ppo_"}
+RUN_PREFIX: dict[type[Command], str] = {SFTConfig: "sft_", RMConfig: "rm_", DPOConfig: "exp_", PPOConfig: "ppo_"}
 
 HIDDEN = "true"  # as in --use_wandb true: the machine is logged in, or WANDB_API_KEY is set
 
 # Flags that belong to a group of the command but mean nothing to the command.
 WITHOUT: dict[type[Command], frozenset[str]] = {
     SFTConfig: frozenset({"value_head_prefix", "deepspeed_enable_sleep"}),
+    RMConfig: frozenset({"input_key", "deepspeed_enable_sleep"}),
+    DPOConfig: frozenset({"input_key", "value_head_prefix", "deepspeed_enable_sleep"}),
     PPOConfig: frozenset(),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from openrlhf.config.commands import PPOConfig
+from openrlhf.config.commands import DPOConfig, PPOConfig
 from openrlhf.config.groups import DeepSpeedConfig
 
 
@@ -40,6 +40,11 @@ def critic_source(config: PPOConfig) -> CriticSource | None:
         return None
     path = config.reward.critic_pretrain or config.reward.reward_pretrain or config.model.pretrain
     return CriticSource(path, new_head=path == config.model.pretrain)
+
+
+def reference_source(config: DPOConfig) -> str:
+    """The folder or hub name of the reference: without ``--ref_pretrain`` the model as it is before training."""
+    return config.preference.ref_pretrain or config.model.pretrain
 
 
 def needs_deepspeed(config: DeepSpeedConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every flag, declared once: a field is a flag of the same name, its type is the flag's type, ``flag`` its default.
+"""Every flag of a command, declared once: a field is a flag of that name, with its type; ``flag`` gives its default.
 
 Groups are nested for the reader (``config.algorithm.eps_clip``) and flat for the user (``--eps_clip``). Defaults that
 differ by command stand in ``commands.py``; what may not be combined stands in ``rules.py``.
@@ -73,6 +73,19 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True)
+class PairConfig:
+    """Training pairs"""
+
+    dataset: str = required("training pairs: files, folders or hub names, separated by commas")
+    dataset_probs: str | None = flag(None, "share of each part of --dataset, as in 0.3,0.7; they sum to 1")
+    dataset_split: str = flag("train", "split of the training pairs")
+    max_len: int = flag(512, "longest prompt and answer together, in tokens; longer ones are cut")
+    prompt_key: str | None = flag(None, "column of the prompt; without it the prompt is part of both answers")
+    chosen_key: str = flag("chosen", "column of the better answer or conversation")
+    rejected_key: str = flag("rejected", "column of the worse answer or conversation")
+
+
+@dataclass(frozen=True)
 class PromptConfig:
     """Prompts"""
 
@@ -101,8 +114,8 @@ class OptimConfig:
 class TrainConfig:
     """Training"""
 
-    train_batch_size: int = flag(128, "samples in one optimiser step, over all GPUs")
-    micro_train_batch_size: int = flag(8, "samples in one forward pass of one GPU")
+    train_batch_size: int = flag(128, "samples, or pairs, in one optimiser step, over all GPUs")
+    micro_train_batch_size: int = flag(8, "samples, or pairs, in one forward pass of one GPU")
     max_epochs: int = flag(1, "passes over the data; in RL over each rollout batch")
     seed: int = flag(42, "seed of everything random")
     full_determinism: bool = flag(False, "use only operations that give the same bits every time")
@@ -114,6 +127,29 @@ class FitConfig:
     """Supervised training"""
 
     learning_rate: float = flag(5e-6, "highest learning rate")
+
+
+@dataclass(frozen=True)
+class RewardTrainConfig:
+    """Reward model"""
+
+    loss: Literal["sigmoid", "logexp"] = flag(
+        "sigmoid", "-log σ(chosen - rejected) of the two scores, or the same written as log(1 + exp(rejected - chosen))"
+    )
+    margin_loss: bool = flag(False, "take the number in the column margin off the difference of the two scores")
+    compute_fp32_loss: bool = flag(False, "take the loss of the scores in float32")
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Preference loss"""
+
+    beta: float = flag(0.1, "weight of the reference: the larger, the closer the model stays to it")
+    ipo: bool = flag(False, "use the squared loss of IPO instead of DPO's")
+    label_smoothing: float = flag(0.0, "share of pairs taken to be labelled the wrong way round (cDPO)")
+    nll_loss_coef: float = flag(0.0, "weight of the next-token loss on the chosen answer")
+    ref_pretrain: str | None = flag(None, "reference: a Hugging Face folder or hub name; without it --pretrain")
+    ref_offload: bool = flag(False, "keep the reference in host memory while it waits")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
-from openrlhf.config.commands import DEFAULTS, Command, PPOConfig, SFTConfig, defaults, flat
+from openrlhf.config.commands import DEFAULTS, Command, DPOConfig, PPOConfig, RMConfig, SFTConfig, defaults, flat
 from openrlhf.config.derived import critic_source, needs_deepspeed, role_sizes
 from openrlhf.config.groups import TrainConfig
 from openrlhf.config.not_built import check_built
@@ -21,15 +22,11 @@ def check(config: Command) -> None:
     """Raise ValueError with one sentence for the first rule that the configuration breaks."""
     check_built(config)
     check_ranges(config)
-    if isinstance(config, SFTConfig):
-        for sft_rule in SFT_RULES:
-            sft_rule(config)
-    else:
-        for ppo_rule in PPO_RULES:
-            ppo_rule(config)
+    for rule in RULES[type(config)]:
+        rule(config)
 
 
-# Both commands.
+# Every command.
 
 # Those of transformers' schedulers that need no settings of their own.
 SCHEDULERS = (
@@ -94,6 +91,11 @@ def shares(names: str, probs: str | None, flag: str) -> None:
         raise ValueError(f"--{flag}_probs {probs} must be above 0 and sum to 1.")
 
 
+def evaluation(config: SFTConfig | RMConfig | DPOConfig) -> None:
+    if config.log.eval_steps > 0 and config.data.eval_dataset is None:
+        raise ValueError("--eval_steps needs --eval_dataset to evaluate on.")
+
+
 # Supervised fine-tuning.
 
 
@@ -127,9 +129,28 @@ def pretrain_mode(config: SFTConfig) -> None:
         )
 
 
-def evaluation(config: SFTConfig) -> None:
-    if config.log.eval_steps > 0 and config.data.eval_dataset is None:
-        raise ValueError("--eval_steps needs --eval_dataset to evaluate on.")
+# Reward models and preferences.
+
+
+def pair_shares(config: RMConfig | DPOConfig) -> None:
+    shares(config.pairs.dataset, config.pairs.dataset_probs, "dataset")
+
+
+def pair_template(config: RMConfig | DPOConfig) -> None:
+    if config.data.input_template is not None and config.pairs.prompt_key is None:
+        raise ValueError("--input_template goes around the prompt: name its column with --prompt_key.")
+
+
+def margin(config: RMConfig) -> None:
+    training = config.reward_training
+    if training.margin_loss and training.loss != "sigmoid":
+        raise ValueError(f"--loss {training.loss} has no margin: leave out --margin_loss, or --loss.")
+
+
+def smoothing(config: DPOConfig) -> None:
+    preference = config.preference
+    if preference.ipo and preference.label_smoothing != 0:
+        raise ValueError("--ipo has no --label_smoothing: leave one of them out.")
 
 
 # Reinforcement learning.
@@ -279,14 +300,17 @@ def sleep(config: PPOConfig) -> None:
         )
 
 
-SHARED_RULES: tuple[Callable[[Command], None], ...] = (template, scheduler, ring, micro_batches)
-SFT_RULES: tuple[Callable[[SFTConfig], None], ...] = (
-    *SHARED_RULES, dataset_shares, pretrain_mode, multiturn, answers, evaluation,
-)  # fmt: skip
-PPO_RULES: tuple[Callable[[PPOConfig], None], ...] = (
-    *SHARED_RULES, prompt_shares, reward_source, rollout_batch, estimator, critic, reference, kl_horizon, local,
-    engines, workers, colocation, colocated_engines, sleep,
-)  # fmt: skip
+SHARED_RULES = (template, scheduler, ring, micro_batches)
+# Each command's rules, in the order in which they are asked; their argument is of that command's type.
+RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
+    SFTConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, multiturn, answers, evaluation),
+    RMConfig: (*SHARED_RULES, pair_shares, pair_template, margin, evaluation),
+    DPOConfig: (*SHARED_RULES, pair_shares, pair_template, smoothing, evaluation),
+    PPOConfig: (
+        *SHARED_RULES, prompt_shares, reward_source, rollout_batch, estimator, critic, reference, kl_horizon, local,
+        engines, workers, colocation, colocated_engines, sleep,
+    ),
+}  # fmt: skip
 
 
 def _samples(config: PPOConfig) -> int:

@@ -94,6 +94,12 @@ def load_score_model(
     return ScoreModel(hf, prefix, normalize)
 
 
+def is_score_model(path: str, config: ModelConfig, flag: str = "--pretrain") -> bool:
+    """Whether the folder holds a reward model rather than a language model."""
+    architectures = _load_config(path, config, flag).architectures or []
+    return any(name.endswith("ForSequenceClassification") for name in architectures)
+
+
 def save_model(
     model: CausalLM | ScoreModel,
     folder: str | Path,

@@ -33,6 +33,12 @@ METRICS: dict[str, str] = {
     "critic_return": "mean return",
     "critic_grad_norm": "global gradient norm of the critic before clipping",
     "critic_lr": "learning rate of the critic",
+    # pairs of a chosen and a rejected answer
+    "accuracy": "share of pairs whose chosen answer has the higher reward",
+    "chosen_reward": "mean reward of the chosen answers: the reward model's score; with DPO and IPO β·log(π/π_ref)",
+    "rejected_reward": "mean reward of the rejected answers",
+    "reward_margin": "mean of chosen minus rejected reward",
+    "nll": "mean −log π per token of the chosen answers, mean over the answers",
     # phases of an RL step, wall seconds
     "time/rollout": "generation and the reward function, s",
     "time/reward": "reward model, s",

@@ -14,17 +14,29 @@ from openrlhf.algorithms import (
     language_losses,
     masked,
     policy_losses,
+    preference_losses,
     returns,
+    reward_losses,
     rewards,
     value_losses,
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
-ENTRIES = [*advantages.ADVANTAGE_ESTIMATORS, *policy_losses.POLICY_LOSSES, *kl.KL_ESTIMATORS]
+ENTRIES = [
+    *advantages.ADVANTAGE_ESTIMATORS,
+    *policy_losses.POLICY_LOSSES,
+    *kl.KL_ESTIMATORS,
+    *preference_losses.PREFERENCE_LOSSES,
+    *reward_losses.REWARD_LOSSES,
+]
 PLAIN = {masked.zero_outside, masked.masked_sum, masked.masked_mean, advantages.find_estimator}
+MODULES = (
+    *(advantages, kl, language_losses, masked, policy_losses, preference_losses),
+    *(returns, reward_losses, rewards, value_losses),
+)
 FUNCTIONS = [
     function
-    for module in (advantages, kl, language_losses, masked, policy_losses, returns, rewards, value_losses)
+    for module in MODULES
     for name, function in inspect.getmembers(module, inspect.isfunction)
     if function.__module__ == module.__name__ and not name.startswith("_") and function not in PLAIN
 ]

@@ -16,7 +16,7 @@ from openrlhf.cli.main import VERBS, main
 def test_alone_it_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     lines = capsys.readouterr().out.splitlines()
-    for verb in ("sft", "ppo", "demo"):
+    for verb in ("sft", "rm", "dpo", "ppo", "demo"):
         assert any(line.split()[:2] == ["openrlhf", verb] and len(line.split()) > 3 for line in lines)
 
 
@@ -25,7 +25,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{openrlhf.__version__}\n"
 
 
-@pytest.mark.parametrize(("word", "near"), [("pppo", "ppo"), ("stf", "sft"), ("quux", "sft, ppo, demo")])
+@pytest.mark.parametrize(
+    ("word", "near"), [("pppo", "ppo"), ("stf", "sft"), ("dp", "dpo"), ("quux", "sft, rm, dpo, ppo, demo")]
+)
 def test_an_unknown_verb(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([word])

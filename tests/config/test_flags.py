@@ -1,4 +1,4 @@
-"""Every flag of the reference's two commands exists, with its type and default, and every flag of ours has help."""
+"""Every flag of the reference's four commands exists, with its type and default, and every flag of ours has help."""
 
 from __future__ import annotations
 
@@ -11,11 +11,27 @@ from typing import Any
 import pytest
 
 from openrlhf.algorithms.advantages import ADVANTAGE_ESTIMATORS
-from openrlhf.config.commands import DEFAULTS, PPOConfig, SFTConfig, build, defaults, flags, groups, types
+from openrlhf.config.commands import (
+    DEFAULTS,
+    DPOConfig,
+    PPOConfig,
+    RMConfig,
+    SFTConfig,
+    build,
+    defaults,
+    flags,
+    groups,
+    types,
+)
 from openrlhf.config.parse import parse_flags
-from tests.config.expected_flags import PPO, SFT
+from tests.config.expected_flags import DPO, PPO, RM, SFT
 
-COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [(SFTConfig, SFT), (PPOConfig, PPO)]
+COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [
+    (SFTConfig, SFT),
+    (RMConfig, RM),
+    (DPOConfig, DPO),
+    (PPOConfig, PPO),
+]
 EXPECTED = [(command, name, *row) for command, table in COMMANDS for name, row in table.items()]
 IDS = [f"{command.__name__}-{name}" for command, name, _, _ in EXPECTED]
 REQUIRED = {"pretrain", "dataset", "prompt_data"}  # without a default here, where the reference fails later
@@ -28,11 +44,21 @@ EXAMPLES: dict[str, tuple[list[str], Any]] = {
     "float nargs=2": (["-0.5", "3"], (-0.5, 3.0)),
     "str nargs=*": (["q_proj", "v_proj"], ("q_proj", "v_proj")),
 }
-CHOICES = {"vllm_sync_backend": ("nccl", "gloo"), "grad_accum_dtype": ("fp32", "bf16", "fp16")}
+CHOICES = {
+    "vllm_sync_backend": ("nccl", "gloo"),
+    "grad_accum_dtype": ("fp32", "bf16", "fp16"),
+    "loss": ("sigmoid", "logexp"),
+}
+OURS: dict[type, set[str]] = {
+    SFTConfig: set(),
+    RMConfig: {"lr_scheduler", "use_liger_kernel"},
+    DPOConfig: {"lr_scheduler", "tokenizer_chat_template"},
+    PPOConfig: {"lr_scheduler", "tokenizer_chat_template", "dual_clip", "eps_clip_low_high", "local"},
+}
 
 
 def test_the_tables_are_whole() -> None:
-    assert (len(SFT), len(PPO)) == (68, 120)
+    assert (len(SFT), len(RM), len(DPO), len(PPO)) == (68, 68, 70, 120)
 
 
 @pytest.mark.parametrize(("command", "name", "kind", "default"), EXPECTED, ids=IDS)
@@ -60,26 +86,24 @@ def test_type(command: Any, name: str, kind: str, default: Any) -> None:
 
 @pytest.mark.parametrize(("command", "table"), COMMANDS)
 def test_flags_of_our_own(command: Any, table: dict[str, Any]) -> None:
-    ours = {SFTConfig: set(), PPOConfig: {"lr_scheduler", "tokenizer_chat_template", "dual_clip", "eps_clip_low_high"}}
-    local = {"local"} if command is PPOConfig else set()
-    assert types(command).keys() - table.keys() == {"trust_remote_code"} | ours[command] | local
+    assert types(command).keys() - table.keys() == {"trust_remote_code"} | OURS[command]
 
 
-@pytest.mark.parametrize("command", [SFTConfig, PPOConfig])
+@pytest.mark.parametrize("command", [command for command, _ in COMMANDS])
 def test_every_flag_has_help_and_one_home(command: Any) -> None:
     declared = [f for group in groups(command).values() for f in fields(group)]
     assert all(f.metadata["help"].strip() for f in declared)
     assert max(Counter(f.name for f in declared).values()) == 1
 
 
-@pytest.mark.parametrize("command", [SFTConfig, PPOConfig])
+@pytest.mark.parametrize("command", [command for command, _ in COMMANDS])
 def test_defaults_of_a_command_are_flags_and_differ_from_the_group(command: Any) -> None:
     own = {name: f.default for group in groups(command).values() for name, f in flags(command, group).items()}
     for name, default in DEFAULTS[command].items():
         assert own[name] != default
 
 
-@pytest.mark.parametrize("command", [SFTConfig, PPOConfig])
+@pytest.mark.parametrize("command", [command for command, _ in COMMANDS])
 def test_every_default_has_the_type_of_its_flag(command: Any) -> None:
     simple = {name: kind for name, kind in types(command).items() if kind in (bool, int, float, str)}
     for name, value in defaults(command).items():
@@ -93,8 +117,19 @@ def test_help_and_table_name_the_estimators() -> None:
     assert set(re.findall(r"\w+", PPO["advantage_estimator"][0])) - {"str"} <= ADVANTAGE_ESTIMATORS.keys()
 
 
-def test_a_flag_of_the_group_that_means_nothing_to_the_command_is_refused() -> None:
-    with pytest.raises(ValueError, match="value_head_prefix"):
-        parse_flags(SFTConfig, ["--value_head_prefix", "score"])
-    with pytest.raises(ValueError, match="value_head_prefix"):
-        build(SFTConfig, {"pretrain": "m", "dataset": "d", "value_head_prefix": "score"})
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (SFTConfig, "value_head_prefix"),
+        (DPOConfig, "value_head_prefix"),
+        (RMConfig, "input_key"),
+        (DPOConfig, "input_key"),
+        (RMConfig, "ref_pretrain"),
+        (DPOConfig, "margin_loss"),
+    ],
+)
+def test_a_flag_that_means_nothing_to_the_command_is_refused(command: Any, flag: str) -> None:
+    with pytest.raises(ValueError, match=flag):
+        parse_flags(command, [f"--{flag}", "score"])
+    with pytest.raises(ValueError, match=flag):
+        build(command, {"pretrain": "m", "dataset": "d", flag: "score"})

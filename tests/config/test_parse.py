@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from openrlhf.config.commands import PPOConfig, SFTConfig
+from openrlhf.config.commands import Command, DPOConfig, PPOConfig, RMConfig, SFTConfig
 from openrlhf.config.parse import flat, parse, parse_flags, read, write_yaml
 
 SFT = ["--pretrain", "model", "--dataset", "rows.jsonl", "--output_key", "output"]
+PAIRS = ["--pretrain", "model", "--dataset", "pairs.jsonl"]
 PPO = ["--pretrain", "model", "--prompt_data", "prompts.jsonl", "--reward_pretrain", "rm", "--local"]
 
 
@@ -87,6 +88,14 @@ CHANGED_SFT = [
     *["--input_template", "Q: {}\nA:", "--learning_rate", "1e-7", "--adam_betas", "0.5", "0.75", "--bf16"],
     *["--dataset_probs", "1.0", "--wandb_group", "12", "--input_key", "true", "--l2", "1e-30", "--local_rank=3"],
 ]
+CHANGED_RM = [
+    *["--loss", "logexp", "--compute_fp32_loss", "--prompt_key", "null", "--chosen_key", "0", "--rejected_key", "yes"],
+    *["--value_head_prefix", "value", "--input_template", "Q: {}", "--learning_rate", "1e-7", "--max_len", "99"],
+]
+CHANGED_DPO = [
+    *["--beta", "1e-3", "--label_smoothing", "0.1", "--nll_loss_coef", "2", "--ref_pretrain", "null", "--ref_offload"],
+    *["--dataset_probs", "1.0", "--eval_dataset", "e.jsonl", "--eval_steps", "3", "--eval_split", "train"],
+]
 CHANGED_PPO = [
     *["--reward_clip_range", "-1e-3", "inf", "--eps_clip_low_high", "0.2", "0.28", "--dual_clip", "3"],
     *["--label_key", "null", "--advantage_estimator", "rloo", "--n_samples_per_prompt", "4"],
@@ -95,7 +104,16 @@ CHANGED_PPO = [
 
 @pytest.mark.parametrize(
     ("command", "argv"),
-    [(SFTConfig, SFT), (SFTConfig, SFT + CHANGED_SFT), (PPOConfig, PPO), (PPOConfig, PPO + CHANGED_PPO)],
+    [
+        (SFTConfig, SFT),
+        (SFTConfig, SFT + CHANGED_SFT),
+        (RMConfig, PAIRS),
+        (RMConfig, PAIRS + CHANGED_RM),
+        (DPOConfig, PAIRS),
+        (DPOConfig, PAIRS + CHANGED_DPO),
+        (PPOConfig, PPO),
+        (PPOConfig, PPO + CHANGED_PPO),
+    ],
 )
 def test_what_is_written_reads_back_equal(command: Any, argv: list[str], tmp_path: Path) -> None:
     config = read(command, argv)
@@ -156,12 +174,18 @@ def test_a_broken_rule_is_one_sentence_and_code_2(capsys: pytest.CaptureFixture[
     assert "--top_p" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [SFTConfig, RMConfig, DPOConfig])
 @pytest.mark.parametrize(
     ("argv", "missing"), [([], "--pretrain and --dataset"), (["--pretrain", "m"], "--dataset must be given")]
 )
-def test_required_flags(argv: list[str], missing: str) -> None:
+def test_required_flags(command: Any, argv: list[str], missing: str) -> None:
     with pytest.raises(ValueError, match=missing):
-        read(SFTConfig, argv)
+        read(command, argv)
+
+
+def test_a_loss_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="--loss: invalid choice: 'hinge' .*sigmoid.*logexp"):
+        read(RMConfig, [*PAIRS, "--loss", "hinge"])
 
 
 def test_numbers_that_look_like_flags() -> None:
@@ -174,13 +198,22 @@ def test_the_launchers_rank_is_taken() -> None:
     assert read(SFTConfig, ["--local_rank=1", *SFT]).train.local_rank == 1
 
 
-def test_help_lists_every_flag_without_torch() -> None:
+@pytest.mark.parametrize(
+    ("verb", "config"),
+    [
+        ("sft", read(SFTConfig, SFT)),
+        ("rm", read(RMConfig, PAIRS)),
+        ("dpo", read(DPOConfig, PAIRS)),
+        ("ppo", read(PPOConfig, PPO)),
+    ],
+)
+def test_help_lists_every_flag_without_torch(verb: str, config: Command) -> None:
     code = (
-        "import sys; from openrlhf.cli.train_ppo_ray import main\n"
-        "try: main(['--help'])\n"
+        "import sys; from openrlhf.cli.main import main\n"
+        f"try: main(['{verb}', '--help'])\n"
         "finally: print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
     assert out.splitlines()[-1] == "False False"
-    for name in [*flat(read(PPOConfig, PPO)), "config"]:
+    for name in [*flat(config), "config"]:
         assert f"--{name} " in out

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from openrlhf.config import not_built
-from openrlhf.config.commands import PPOConfig, SFTConfig, build, flat, types
-from openrlhf.config.derived import CriticSource, critic_source, needs_deepspeed, role_sizes
+from openrlhf.config.commands import Command, DPOConfig, PPOConfig, RMConfig, SFTConfig, build, flat, types
+from openrlhf.config.derived import CriticSource, critic_source, needs_deepspeed, reference_source, role_sizes
 from openrlhf.config.parse import read
 from openrlhf.config.ranges import RANGES, check_ranges
 from openrlhf.config.rules import check, check_workers, ring
 
 SFT = {"pretrain": "model", "dataset": "a.jsonl", "output_key": "output"}
+PAIRS = {"pretrain": "model", "dataset": "a.jsonl"}
 # Four GPUs for every role and engines on GPUs of their own.
 SIZES = {f"{role}_num_gpus_per_node": 4 for role in ("actor", "critic", "ref", "reward")}
 PPO = {"pretrain": "model", "prompt_data": "p.jsonl", "reward_pretrain": "rm", "vllm_num_engines": 2, **SIZES}
@@ -22,6 +23,7 @@ FILE = {**PPO, "reward_pretrain": None, "remote_rm_url": "reward.py"}
 GROUPS = {"advantage_estimator": "rloo", "n_samples_per_prompt": 4}
 SHARED = {"colocate_all_models": True, "vllm_num_engines": 4}
 LOCAL = {"pretrain": "model", "prompt_data": "p.jsonl", "remote_rm_url": "reward.py", "local": True}
+COMMANDS: dict[type[Command], dict[str, Any]] = {SFTConfig: SFT, RMConfig: PAIRS, DPOConfig: PAIRS, PPOConfig: PPO}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,75 @@ def test_good_ppo(changed: dict[str, Any]) -> None:
 )
 def test_bad_sft(changed: dict[str, Any], words: list[str]) -> None:
     refused(build(SFTConfig, SFT | changed), words)
+
+
+GOOD_PAIRS: list[dict[str, Any]] = [
+    {},
+    {"apply_chat_template": True},
+    {"apply_chat_template": True, "prompt_key": "prompt"},
+    {"input_template": "Q: {}", "prompt_key": "prompt"},
+    {"dataset": "a.jsonl,b.jsonl", "dataset_probs": "0.3,0.7"},
+    {"eval_dataset": "c.jsonl", "eval_steps": 5},
+    {"train_batch_size": 4, "micro_train_batch_size": 4},
+]
+BAD_PAIRS: list[tuple[dict[str, Any], list[str]]] = [
+    (
+        {"train_batch_size": 9, "micro_train_batch_size": 2},
+        ["--train_batch_size 9", "--micro_train_batch_size 2", "--train_batch_size 10"],
+    ),
+    ({"input_template": "User: ", "prompt_key": "prompt"}, ["--input_template", "{}"]),
+    ({"input_template": "Q: {}"}, ["--input_template", "--prompt_key"]),
+    (
+        {"apply_chat_template": True, "input_template": "Q: {}", "prompt_key": "prompt"},
+        ["--apply_chat_template", "--input_template", "leave one out"],
+    ),
+    ({"dataset_probs": "0.5,0.5"}, ["--dataset_probs", "2 shares", "--dataset has 1 part"]),
+    ({"dataset": "a,b", "dataset_probs": "0.5,0.6"}, ["--dataset_probs", "sum to 1"]),
+    ({"eval_steps": 5}, ["--eval_steps", "--eval_dataset"]),
+    ({"lr_scheduler": "cosin"}, ["--lr_scheduler 'cosin'"]),
+    ({"max_len": 0}, ["--max_len is 0"]),
+]
+
+
+@pytest.mark.parametrize("command", [RMConfig, DPOConfig])
+@pytest.mark.parametrize("changed", GOOD_PAIRS)
+def test_good_pairs(command: Any, changed: dict[str, Any]) -> None:
+    check(build(command, PAIRS | changed))
+
+
+@pytest.mark.parametrize("command", [RMConfig, DPOConfig])
+@pytest.mark.parametrize(("changed", "words"), BAD_PAIRS)
+def test_bad_pairs(command: Any, changed: dict[str, Any], words: list[str]) -> None:
+    refused(build(command, PAIRS | changed), words)
+
+
+def test_only_one_loss_of_a_reward_model_has_a_margin() -> None:
+    refused(build(RMConfig, PAIRS | {"loss": "logexp", "margin_loss": True}), ["--loss logexp", "--margin_loss"])
+    check(build(RMConfig, PAIRS | {"loss": "logexp", "compute_fp32_loss": True}))
+    check(build(RMConfig, PAIRS | {"margin_loss": True}))
+
+
+def test_ipo_is_not_smoothed() -> None:
+    refused(build(DPOConfig, PAIRS | {"ipo": True, "label_smoothing": 0.1}), ["--ipo", "--label_smoothing"])
+    check(build(DPOConfig, PAIRS | {"ipo": True, "nll_loss_coef": 0.2}))
+    check(build(DPOConfig, PAIRS | {"label_smoothing": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"beta": -0.1}, ["--beta is -0.1", "above 0"]),
+        ({"label_smoothing": -0.1}, ["--label_smoothing is -0.1", "at least 0 and below 0.5"]),
+        ({"nll_loss_coef": -1.0}, ["--nll_loss_coef is -1.0", "at least 0"]),
+    ],
+)
+def test_numbers_of_dpo(changed: dict[str, Any], words: list[str]) -> None:
+    refused(build(DPOConfig, PAIRS | changed), words)
+
+
+def test_where_the_reference_of_dpo_is() -> None:
+    assert reference_source(build(DPOConfig, PAIRS)) == "model"
+    assert reference_source(build(DPOConfig, PAIRS | {"ref_pretrain": "before"})) == "before"
 
 
 @pytest.mark.parametrize(
@@ -178,6 +249,7 @@ EDGES = {
     "above 0": (1e-9, 0.0),
     "above 0 and at most 1": (1.0, 0.0),
     "between 0 and 1": (1.0, 1.1),
+    "at least 0 and below 0.5": (0.0, 0.5),
     "above 1": (1.1, 1.0),
     "-1 or at least 1": (-1, 0),
     "0, 1, 2 or 3": (3, 4),
@@ -191,10 +263,10 @@ RANGED = [(name, allowed.says) for allowed in RANGES for name in allowed.flags]
 @pytest.mark.parametrize(("name", "says"), RANGED, ids=[name for name, _ in RANGED])
 def test_ranges(name: str, says: str) -> None:
     inside, outside = EDGES[says]
-    command, flags = (PPOConfig, PPO) if name in types(PPOConfig) else (SFTConfig, SFT)
-    check_ranges(build(command, flags | {name: inside}))
+    command: Any = next(command for command in COMMANDS if name in types(command))
+    check_ranges(build(command, COMMANDS[command] | {name: inside}))
     with pytest.raises(ValueError, match=f"--{name} is .*{says}"):
-        check_ranges(build(command, flags | {name: outside}))
+        check_ranges(build(command, COMMANDS[command] | {name: outside}))
 
 
 def test_nan_is_in_no_range() -> None:
@@ -204,7 +276,7 @@ def test_nan_is_in_no_range() -> None:
 
 def test_every_range_is_of_a_flag_and_every_number_has_one() -> None:
     ranged = [name for name, _ in RANGED]
-    known = types(SFTConfig) | types(PPOConfig)
+    known = {name: kind for command in COMMANDS for name, kind in types(command).items()}
     assert len(ranged) == len(set(ranged))
     assert set(ranged) <= known.keys()
     numbers = {name for name, kind in known.items() if kind in (int, float)}
@@ -215,12 +287,13 @@ def test_every_range_is_of_a_flag_and_every_number_has_one() -> None:
 NOT_BUILT_EXAMPLES = {bool: True, int: 2, float: 0.5, str: "other", tuple[str, ...]: ("q_proj",)}
 
 
-@pytest.mark.parametrize("command", [SFTConfig, PPOConfig])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_that_is_not_built_is_refused(command: Any) -> None:
-    flags = SFT if command is SFTConfig else PPO
     for name in not_built.NOT_BUILT:
         if name in types(command):
-            refused(build(command, flags | {name: NOT_BUILT_EXAMPLES[types(command)[name]]}), [f"--{name} "])
+            refused(
+                build(command, COMMANDS[command] | {name: NOT_BUILT_EXAMPLES[types(command)[name]]}), [f"--{name} "]
+            )
 
 
 @pytest.mark.parametrize(
@@ -252,7 +325,7 @@ def test_defaults_of_what_is_not_built_pass() -> None:
 
 
 def test_refused_flags_and_sentences() -> None:
-    known = types(SFTConfig) | types(PPOConfig)
+    known = {name for command in COMMANDS for name in types(command)}
     values = [(name, sentence) for name, _, sentence in not_built.NOT_BUILT_VALUES]
     named = [pair for table in not_built.NOT_BUILT_IN.values() for pair in table.items()]
     for name, sentence in [*not_built.NOT_BUILT.items(), *named, *values]:
@@ -311,7 +384,7 @@ def test_check_changes_nothing() -> None:
     assert flat(config) == before
 
 
-def refused(config: SFTConfig | PPOConfig, words: list[str]) -> None:
+def refused(config: Command, words: list[str]) -> None:
     """One sentence that has all these words."""
     with pytest.raises(ValueError, match="--") as error:
         check(config)

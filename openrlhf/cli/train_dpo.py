@@ -1,0 +1,79 @@
+"""DPO, IPO and cDPO from pairs: ``openrlhf dpo``, ``python -m openrlhf.cli.train_dpo``, or the module under
+``deepspeed --module`` and ``torchrun -m``."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import chain
+
+from openrlhf.cli.run_command import run_command
+from openrlhf.config.commands import DPOConfig
+from openrlhf.config.parse import parse
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_command(run, parse(DPOConfig, argv))
+
+
+def run(config: DPOConfig) -> None:
+    """Pairs → ``fit`` against a frozen reference → a Hugging Face folder at ``--save_path``."""
+    from openrlhf.backends.choose import choose_forward_engine, choose_train_engine
+    from openrlhf.cli.process import prepare_process
+    from openrlhf.cli.supervised import save, say_what_was_dropped, train
+    from openrlhf.config.derived import reference_source
+    from openrlhf.data.load import load_rows
+    from openrlhf.data.paired import paired_samples
+    from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.objectives.preference import preference_loss
+    from openrlhf.training.fit import Task, total_steps
+    from openrlhf.training.members import forward
+    from openrlhf.training.update import pair_mean
+    from openrlhf.types import Batch, Sample
+
+    prepare_process(config.train)
+    data, pairs, model, preference = config.data, config.pairs, config.model, config.preference
+    tokenizer = load_tokenizer(model.pretrain, model)
+
+    def read(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
+        rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag)
+        samples, report = paired_samples(rows, tokenizer, data, pairs, drop_long_prompts=True, flag=flag)
+        say_what_was_dropped(report, flag)
+        return list(chain.from_iterable(samples))
+
+    samples = read(pairs.dataset, pairs.dataset_split, pairs.dataset_probs, "--dataset")
+    evaluation = read(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
+    engine = choose_train_engine(
+        lambda: load_causal_lm(model.pretrain, model),
+        model,
+        config.optim,
+        config.train,
+        config.deepspeed,
+        config.fit.learning_rate,
+        total_steps(len(samples) // 2, config.train),
+    )
+    reference = choose_forward_engine(
+        lambda: load_causal_lm(reference_source(config), model, "--ref_pretrain"),
+        model,
+        config.deepspeed.zero_stage,
+        preference.ref_offload,
+    )
+
+    def with_reference(batch: Batch) -> Batch:
+        micro = 2 * config.train.micro_train_batch_size
+        return batch.fill(ref_log_probs=forward(reference, batch, micro, model.packing_samples))
+
+    objective = partial(
+        preference_loss,
+        beta=preference.beta,
+        label_smoothing=preference.label_smoothing,
+        ipo=preference.ipo,
+        nll_loss_coef=preference.nll_loss_coef,
+        packed=model.packing_samples,
+    )
+    task = Task(objective, pair_mean, rows=2, prepare=with_reference)
+    train(config, "dpo", engine, task, samples, evaluation, tokenizer)
+    save(config, engine, tokenizer)
+
+
+if __name__ == "__main__":
+    main()

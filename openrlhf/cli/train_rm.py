@@ -1,0 +1,84 @@
+"""Reward model from pairs: ``openrlhf rm``, ``python -m openrlhf.cli.train_rm``, or the module under
+``deepspeed --module`` and ``torchrun -m``."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import chain
+
+from openrlhf.cli.run_command import run_command
+from openrlhf.config.commands import RMConfig
+from openrlhf.config.parse import parse
+
+STATISTICS_SHARE = 0.01  # of the training pairs, where there are no evaluation pairs
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_command(run, parse(RMConfig, argv))
+
+
+def run(config: RMConfig) -> None:
+    """Pairs → ``fit`` → mean and std of the scores → a folder for AutoModelForSequenceClassification."""
+    from openrlhf.backends.choose import choose_train_engine
+    from openrlhf.cli.process import prepare_process
+    from openrlhf.cli.supervised import save, say_what_was_dropped, train
+    from openrlhf.data.load import load_rows
+    from openrlhf.data.paired import paired_samples
+    from openrlhf.models.load import load_score_model, load_tokenizer
+    from openrlhf.models.value_head import ScoreModel
+    from openrlhf.objectives.reward import pair_loss
+    from openrlhf.training.fit import Task, total_steps
+    from openrlhf.training.scores import score_statistics
+    from openrlhf.training.update import pair_mean
+    from openrlhf.types import Sample
+
+    prepare_process(config.train)
+    data, pairs, model = config.data, config.pairs, config.model
+    tokenizer = load_tokenizer(model.pretrain, model)
+
+    def read(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
+        rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag)
+        samples, report = paired_samples(rows, tokenizer, data, pairs, drop_long_prompts=False, flag=flag)
+        say_what_was_dropped(report, flag)
+        for chosen, rejected in samples:
+            chosen.reward, rejected.reward = chosen.metrics.get("margin", 0.0), 0.0
+        return list(chain.from_iterable(samples))
+
+    samples = read(pairs.dataset, pairs.dataset_split, pairs.dataset_probs, "--dataset")
+    evaluation = read(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
+
+    built: list[ScoreModel] = []  # the model inside the engine, for its statistics
+
+    def build() -> ScoreModel:
+        built.append(load_score_model(model.pretrain, model, model.value_head_prefix, new_head=not has_head(config)))
+        return built[0]
+
+    steps = total_steps(len(samples) // 2, config.train)
+    engine = choose_train_engine(
+        build, model, config.optim, config.train, config.deepspeed, config.fit.learning_rate, steps
+    )
+    loss = config.reward_training
+    objective = partial(
+        pair_loss,
+        loss=loss.loss,
+        margin=loss.margin_loss,
+        fp32=loss.compute_fp32_loss,
+        packed=model.packing_samples,
+    )
+    train(config, "rm", engine, Task(objective, pair_mean, rows=2), samples, evaluation, tokenizer)
+    judged = evaluation or samples[: 2 * max(1, int(STATISTICS_SHARE * len(samples) / 2))]
+    micro = 2 * config.train.micro_train_batch_size
+    mean, std = score_statistics(engine, judged, micro, model.packing_samples, tokenizer.pad_token_id)
+    built[0].set_statistics(mean, std)
+    save(config, engine, tokenizer)
+
+
+def has_head(config: RMConfig) -> bool:
+    """Whether ``--pretrain`` is a reward model already, whose head training goes on with."""
+    from openrlhf.models.load import is_score_model
+
+    return is_score_model(config.model.pretrain, config.model)
+
+
+if __name__ == "__main__":
+    main()
