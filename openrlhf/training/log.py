@@ -17,8 +17,10 @@ from openrlhf.training.metric_names import unknown_names
 from openrlhf.types import Metrics
 
 # What a person follows during a run; the rest is in metrics.jsonl.
-SCREEN = ("loss", "eval_loss", "reward", "score", "kl", "entropy", "response_length", "truncated", "grad_norm",
-          "tokens_per_second")  # fmt: skip
+SCREEN = (
+    *("loss", "eval_loss", "accuracy", "eval_accuracy", "reward", "score", "kl", "entropy"),
+    *("response_length", "truncated", "grad_norm", "tokens_per_second"),
+)
 
 
 class Sink(Protocol):
