@@ -31,7 +31,7 @@ def choose_train_engine(
         return DeepSpeedTrain(build, model, optim, train, sharding, learning_rate, total_steps)
     if changed := needs_deepspeed(sharding):
         raise ValueError(
-            f"{', '.join(changed)} needs DeepSpeed: start with `deepspeed --module openrlhf.cli.train_sft` "
+            f"{', '.join(changed)} needs DeepSpeed: start the module with `deepspeed --module` "
             "(or torchrun -m) instead of python"
         )
     return LocalTrain(build().to(_device()), optim, learning_rate, total_steps, model.bf16)
