@@ -72,3 +72,11 @@ def _shared(tokenizer: PreTrainedTokenizerBase, prefix: str, ids: list[int]) -> 
     own = token_ids(tokenizer, [prefix])[0]
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own, ids, strict=False)))
     return shared, shared == len(own)
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that every answer ends in. Raises ValueError when the tokenizer has none."""
+    eos = tokenizer.eos_token_id
+    if not isinstance(eos, int):
+        raise ValueError("the tokenizer has no EOS token, which every answer must end in; set eos_token in its files")
+    return eos

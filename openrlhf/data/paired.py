@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from openrlhf.config.groups import DataConfig, PairConfig
 from openrlhf.data.chat import MarkedText, Message, as_messages, mark_answer, says_something
-from openrlhf.data.encode import Encoded, encode
+from openrlhf.data.encode import Encoded, encode, eos_id
 from openrlhf.data.report import DropReport, UnusableRow
 from openrlhf.data.rows import Row, cell, fill_template, plain_text
 from openrlhf.types import Metrics, Sample
@@ -51,9 +51,7 @@ def paired_samples(
     ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
     naming it, and when no row is usable.
     """
-    eos = tokenizer.eos_token_id
-    if not isinstance(eos, int):
-        raise ValueError("the tokenizer has no EOS token, which every answer must end in; set eos_token in its files")
+    eos = eos_id(tokenizer)
     report = DropReport()
     kept: list[tuple[Sample, Sample]] = []
     marked = _marked_pairs(rows, _reader(tokenizer, data, pairs), report, flag)
@@ -197,7 +195,8 @@ def _cut(encoded: Encoded, max_len: int, eos: int) -> Encoded:
 
 def _sample(encoded: Encoded, row: int, metrics: Metrics) -> Sample:
     tokens, mask = encoded
-    return Sample(torch.tensor(tokens), torch.tensor(mask), group=row, metrics=metrics)
+    # Nothing predicts the first token, which is part of the answer where there is no prompt.
+    return Sample(torch.tensor(tokens), torch.tensor([False, *mask[1:]]), group=row, metrics=metrics)
 
 
 def _lost_tokens(sample: Sample, encoded: Encoded) -> bool:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from openrlhf.config.groups import DataConfig, DatasetConfig
 from openrlhf.data.chat import MarkedText, Message, as_messages, mark_answer, mark_turns, says_something
-from openrlhf.data.encode import Encoded, encode
+from openrlhf.data.encode import Encoded, encode, eos_id
 from openrlhf.data.report import DropReport, UnusableRow
 from openrlhf.data.rows import Row, cell, fill_template, plain_text
 from openrlhf.types import Sample
@@ -70,9 +70,7 @@ def _reader(tokenizer: PreTrainedTokenizerBase, data: DataConfig, dataset: Datas
 def _finisher(tokenizer: PreTrainedTokenizerBase, dataset: DatasetConfig) -> Callable[[Encoded], Encoded]:
     if dataset.pretrain_mode:
         return lambda encoded: _cut_raw(encoded, dataset.max_len)
-    eos = tokenizer.eos_token_id
-    if not isinstance(eos, int):
-        raise ValueError("the tokenizer has no EOS token, which every answer must end in; set eos_token in its files")
+    eos = eos_id(tokenizer)
     return lambda encoded: _cut(encoded, dataset.max_len, eos)
 
 

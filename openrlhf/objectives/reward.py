@@ -14,9 +14,9 @@ from openrlhf.types import Batch, present
 def pair_loss(model: nn.Module, batch: Batch, *, loss: str, margin: bool, fp32: bool, packed: bool) -> Loss:
     """The loss of each pair, (B,), on its chosen row. ``loss`` is a name of REWARD_LOSSES.
 
-    ``margin``, for ``sigmoid`` alone, takes the margins of the pairs from ``rewards`` of the chosen rows. ``fp32`` casts
-    scores of a lower precision to float32 before the loss. Raises ValueError for a margin without ``rewards`` and for
-    an odd number of rows.
+    ``margin``, for ``sigmoid`` alone, takes the margins of the pairs from ``rewards`` of the chosen rows. ``fp32``
+    casts scores of a lower precision to float32 before the loss. Raises ValueError for a margin without ``rewards``
+    and for an odd number of rows.
     """
     scores = model(batch, "scores", packed=packed)
     if fp32:

@@ -142,7 +142,7 @@ def test_one_process_without_a_launcher_is_plain_torch(monkeypatch: pytest.Monke
 
 def test_flags_of_deepspeed_need_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(ValueError, match=r"--adam_offload needs DeepSpeed: start with `deepspeed"):
+    with pytest.raises(ValueError, match=r"--adam_offload needs DeepSpeed: start the module with `deepspeed"):
         choose_train_engine(
             lambda: CausalLM(build()), ModelConfig(pretrain="p"), OptimConfig(), TrainConfig(),
             DeepSpeedConfig(adam_offload=True), 1e-3, 5,

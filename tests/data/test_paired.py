@@ -76,7 +76,7 @@ def test_text_without_a_prompt_is_all_answer(make_tokenizer):
     chosen, rejected = only(tokenizer, {"chosen": "ab", "rejected": "bb"})
     assert chosen.tokens.tolist() == [a, b, eos]
     assert rejected.tokens.tolist() == [b, b, eos]
-    assert chosen.action_mask.all()
+    assert chosen.action_mask.tolist() == [False, True, True]  # nothing predicts the first token
     assert rejected.action_mask.all()
 
 
@@ -280,10 +280,26 @@ def test_messages_without_the_chat_template_are_refused(make_tokenizer):
         build(make_tokenizer(), [{"chosen": [*PROMPT, FINE], "rejected": [*PROMPT, HELLO]}])
 
 
-def test_a_whole_conversation_behind_a_prompt_column_is_refused(make_tokenizer):
-    row = {"p": "hello", "chosen": [PROMPT[0], FINE], "rejected": [PROMPT[0], HELLO]}
-    with pytest.raises(ValueError, match="row 0: .*--chosen_key begins with the role 'user'; .*leave out --prompt_key"):
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_whole_conversation_behind_a_prompt_column_is_refused(make_tokenizer, side):
+    row = {"p": "hello", "chosen": FINE, "rejected": HELLO, side: [PROMPT[0], FINE]}
+    message = f"row 0: .*--{side}_key begins with the role 'user'; .*leave out --prompt_key"
+    with pytest.raises(ValueError, match=message):
         build(make_tokenizer("chatml"), [row], apply_chat_template=True, prompt_key="p")
+
+
+@pytest.mark.parametrize("drop_long_prompts", [True, False])
+def test_an_answer_that_the_template_leaves_out_is_empty(make_tokenizer, drop_long_prompts):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'].split('</think>')[-1] }}{% endfor %}"
+    rows = [
+        {"p": "q", "chosen": "<think>a</think>", "rejected": "b"},
+        {"p": "q", "chosen": "a", "rejected": "<think>b</think>"},
+        {"p": "q", "chosen": "a", "rejected": "b"},
+    ]
+    kept, report = build(tokenizer, rows, drop_long_prompts, apply_chat_template=True, prompt_key="p")
+    assert [chosen.group for chosen, _ in kept] == [2]
+    assert reasons(report) == {"empty chosen": (1, 0), "empty rejected": (1, 1)}
 
 
 def test_when_nothing_is_left_the_report_is_the_error(make_tokenizer):

@@ -187,28 +187,50 @@ def trl_trainer(tmp_path_factory):
     return trainer
 
 
-def trl_inputs(batch: Batch) -> dict[str, Tensor]:
+@pytest.mark.slow
+def test_dpo_equals_trl(trl_trainer) -> None:
+    trl_trainer.loss_types, trl_trainer.beta = ["sigmoid"], DPO["beta"]
+    batch = referred(pair_batch())
+    assert ours(batch, DPO) == pytest.approx(trl(trl_trainer, batch), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_cdpo_is_trl_on_labels_of_which_some_are_wrong(trl_trainer) -> None:
+    """TRL has no cDPO; it is DPO's expected loss when a share ε of the pairs has its labels swapped."""
+    trl_trainer.loss_types, trl_trainer.beta = ["sigmoid"], DPO["beta"]
+    batch, epsilon = referred(pair_batch()), CASES["cdpo"]["label_smoothing"]
+    swapped = batch.select([1, 0, 3, 2, 5, 4, 7, 6])
+    theirs = (1 - epsilon) * trl(trl_trainer, batch) + epsilon * trl(trl_trainer, swapped)
+    assert ours(batch, CASES["cdpo"]) == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_ipo_equals_trl(trl_trainer) -> None:
+    """TRL averages over the tokens of an answer. Where all have n, its h is h/n, so its β is nβ and its loss 1/n²."""
+    n, batch = 3, pair_batch()
+    columns = torch.arange(batch.tokens.shape[1])
+    batch = referred(batch.fill(action_mask=((columns >= 1) & (columns <= n)).expand(batch.tokens.shape)))
+    trl_trainer.loss_types, trl_trainer.beta = ["ipo"], n * DPO["beta"]
+    assert ours(batch, CASES["ipo"]) == pytest.approx(n**2 * trl(trl_trainer, batch), rel=1e-5)
+
+
+def referred(batch: Batch) -> Batch:
+    """With the log-probs of the model that the trainer has as its reference."""
+    with torch.no_grad():
+        return batch.fill(ref_log_probs=model(seed=1)(batch).log_probs)
+
+
+def ours(batch: Batch, settings: dict) -> float:
+    return one_step(model(), batch, objective(settings))[0]["loss"]
+
+
+def trl(trainer, batch: Batch) -> float:
     """TRL puts all chosen rows before all rejected ones."""
     order = [*range(0, len(batch), 2), *range(1, len(batch), 2)]
-    return {
+    inputs = {
         "input_ids": batch.tokens[order],
         "attention_mask": batch.attention_mask[order].long(),
         "completion_mask": batch.action_mask[order].long(),
     }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["dpo", "cdpo", "ipo"])
-def test_loss_equals_trl(trl_trainer, case: str) -> None:
-    batch, settings = pair_batch(), CASES[case]
-    answers = 4
-    if case == "ipo":  # TRL averages over the tokens of an answer, so its h is ours / 4 where all have 4
-        batch = batch.fill(action_mask=torch.zeros_like(batch.action_mask))
-        batch.action_mask[:, 1 : 1 + answers] = batch.attention_mask[:, 1 : 1 + answers]
-        batch = batch.select([row for row in range(8) if PROMPTS[row // 2 * 2] + ANSWERS[row // 2 * 2] >= 0])
-    trl_trainer.loss_types = ["ipo" if settings["ipo"] else "sigmoid"]
-    trl_trainer.label_smoothing = settings["label_smoothing"]
     with torch.no_grad():
-        batch = batch.fill(ref_log_probs=CausalLM(build(seed=1))(batch).log_probs)
-        theirs = trl_trainer.compute_loss(trl_trainer.model, trl_inputs(batch))
-    assert one_step(model(), batch, objective(settings))[0]["loss"] == pytest.approx(theirs.item(), rel=1e-5)
+        return trainer.compute_loss(trainer.model, inputs).item()
