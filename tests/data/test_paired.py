@@ -77,7 +77,7 @@ def test_text_without_a_prompt_is_all_answer(make_tokenizer):
     assert chosen.tokens.tolist() == [a, b, eos]
     assert rejected.tokens.tolist() == [b, b, eos]
     assert chosen.action_mask.tolist() == [False, True, True]  # nothing predicts the first token
-    assert rejected.action_mask.all()
+    assert rejected.action_mask.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("answer", ["fine.", "fine.\n\n", "fine.</s>", "fine.</s>\n"])
