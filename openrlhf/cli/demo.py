@@ -131,14 +131,14 @@ def evaluate(model_folder: Path, held_out: Path) -> list[tuple[str, str, str]]:
     """(question, label, greedy answer) of every held-out problem."""
     from openrlhf.backends.hf_generate import HFGenerate
     from openrlhf.config.groups import ModelConfig
-    from openrlhf.demo.plot import read_metrics as read_rows
+    from openrlhf.demo.task import read_rows
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.rollout.engine import SamplingParams
 
     config = ModelConfig(pretrain=str(model_folder))
     tokenizer = load_tokenizer(config.pretrain, config)
     engine = HFGenerate(load_causal_lm(config.pretrain, config).hf)
-    rows: list[dict[str, Any]] = read_rows(held_out)
+    rows = read_rows(held_out)
     params = SamplingParams(temperature=0, max_new_tokens=MAX_NEW_TOKENS, stop_token_ids=(tokenizer.eos_token_id,))
     prompts = [tokenizer(row["input"], add_special_tokens=False).input_ids for row in rows]
     answers = [str(tokenizer.decode(c.token_ids, skip_special_tokens=True)) for c in engine.generate(prompts, params)]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from openrlhf.demo.task import read_rows
 
 
 def plot_metric(path: Path, metric: str, picture: Path, title: str) -> None:
@@ -17,7 +14,7 @@ def plot_metric(path: Path, metric: str, picture: Path, title: str) -> None:
     matplotlib.use("Agg")  # no screen is needed
     from matplotlib import pyplot
 
-    rows = [row for row in read_metrics(path) if metric in row]
+    rows = [row for row in read_rows(path) if metric in row]
     figure, axes = pyplot.subplots(figsize=(7, 4))
     axes.plot([row["step"] for row in rows], [row[metric] for row in rows], marker=".")
     axes.set(xlabel="step", ylabel=metric, title=title)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 CARELESS_SHARE = 0.65
 Problem = tuple[int, int]
@@ -50,6 +51,11 @@ def write_data(folder: Path, seed: int, demonstrations: int, held_out: int) -> N
     )
     _write(folder / "prompts.jsonl", [{"input": question(p), "label": str(sum(p))} for p in training])
     _write(folder / "held_out.jsonl", [{"input": question(p), "label": str(sum(p))} for p in kept])
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> None:
