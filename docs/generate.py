@@ -11,7 +11,10 @@ from openrlhf.config.commands import (
     RUN_PREFIX,
     Command,
     DPOConfig,
+    KDConfig,
+    KTOConfig,
     PPOConfig,
+    PRMConfig,
     RMConfig,
     SFTConfig,
     defaults,
@@ -23,7 +26,15 @@ from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN, NOT_BUILT_VALUES
 from openrlhf.training.metric_names import METRICS, REWARD_PARTS
 
 FOLDER = Path(__file__).parent
-COMMANDS: dict[str, type[Command]] = {"sft": SFTConfig, "rm": RMConfig, "dpo": DPOConfig, "ppo": PPOConfig}
+COMMANDS: dict[str, type[Command]] = {
+    "sft": SFTConfig,
+    "rm": RMConfig,
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "kd": KDConfig,
+    "prm": PRMConfig,
+    "ppo": PPOConfig,
+}
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run it again. -->"
 
 METRICS_HEAD = f"""{NOTICE}
@@ -38,8 +49,9 @@ FLAGS_HEAD = f"""{NOTICE}
 
 # Flags
 
-`sft` is `openrlhf sft` or `python -m openrlhf.cli.train_sft`, and so with `rm` and `dpo`; `ppo` is `openrlhf ppo` or
-`python -m openrlhf.cli.train_ppo_ray`. A switch is set by its name alone, or by `true` and `false`.
+`sft` is `openrlhf sft` or `python -m openrlhf.cli.train_sft`, and so with `rm`, `dpo`, `kto`, `kd` and `prm`;
+`ppo` is `openrlhf ppo` or `python -m openrlhf.cli.train_ppo_ray`. A switch is set by its name alone, or by `true` and
+`false`.
 
 `--config run.yaml` takes the same names from a file; what the command line says goes first. The flags of a run,
 defaults included, are written to `run_config.yaml` in `--save_path`.

@@ -39,6 +39,7 @@ class Sample:
     tokens: Tensor  # [T] int64
     action_mask: Tensor  # [T] bool
     rollout_log_probs: Tensor | None = None  # [T] float32
+    labels: Tensor | None = None  # [T] float32, what is to be learned at the marked tokens where it is not the token
     group: int = 0
     prompt: str = ""
     label: str = ""
@@ -65,9 +66,11 @@ class Batch:
     rewards: Tensor | None = None  # (B,) float32, outcome rewards
     scores: Tensor | None = None  # (B,) float32
     truncated: Tensor | None = None  # (B,) bool
+    labels: Tensor | None = None  # (B, T) float32
     rollout_log_probs: Tensor | None = None  # (B, T) float32, by the engine
     old_log_probs: Tensor | None = None  # (B, T) float32, by the actor before the update
     ref_log_probs: Tensor | None = None  # (B, T) float32
+    kl_baseline: Tensor | None = None  # (B,) float32, KL of policy and reference that KTO counts gains from
     values: Tensor | None = None  # (B, T) float32, by the critic before the update
     advantages: Tensor | None = None  # (B, T) float32
     returns: Tensor | None = None  # (B, T) float32
@@ -134,8 +137,6 @@ def collate(samples: Sequence[Sample], pad_token_id: int) -> Batch:
     if not samples:
         raise ValueError("collate: no samples to make a batch of")
     width = max(len(s.tokens) for s in samples)
-    log_probs = [s.rollout_log_probs for s in samples if s.rollout_log_probs is not None]
-    complete = len(log_probs) == len(samples)
     return Batch(
         tokens=pad_rows([s.tokens for s in samples], width, pad_token_id),
         attention_mask=pad_rows([torch.ones(len(s.tokens), dtype=torch.bool) for s in samples], width, False),
@@ -144,8 +145,14 @@ def collate(samples: Sequence[Sample], pad_token_id: int) -> Batch:
         rewards=_column(s.reward for s in samples),
         scores=_column(s.score for s in samples),
         truncated=torch.tensor([s.truncated for s in samples]),
-        rollout_log_probs=pad_rows(log_probs, width, 0.0) if complete else None,
+        labels=_rows([s.labels for s in samples], width),
+        rollout_log_probs=_rows([s.rollout_log_probs for s in samples], width),
     )
+
+
+def _rows(rows: Sequence[Tensor | None], width: int) -> Tensor | None:
+    there = [row for row in rows if row is not None]
+    return pad_rows(there, width, 0.0) if len(there) == len(rows) else None
 
 
 def _column(values: Iterable[float | None]) -> Tensor | None:

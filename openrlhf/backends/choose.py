@@ -11,6 +11,7 @@ from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.config.derived import needs_deepspeed
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.teacher import Teacher
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import ForwardEngine, TrainEngine
 
@@ -38,7 +39,11 @@ def choose_train_engine(
 
 
 def choose_forward_engine(
-    build: Callable[[], CausalLM | ScoreModel], model: ModelConfig, zero_stage: int, offload: bool
+    build: Callable[[], CausalLM | ScoreModel | Teacher],
+    model: ModelConfig,
+    zero_stage: int,
+    offload: bool,
+    offload_flag: str = "--ref_offload",
 ) -> ForwardEngine:
     """A frozen model on the same backend. Raises ValueError in a single process for ``offload``."""
     if "WORLD_SIZE" in os.environ:
@@ -46,7 +51,7 @@ def choose_forward_engine(
 
         return DeepSpeedForward(build, model, zero_stage, offload)
     if offload:
-        raise ValueError("--ref_offload needs DeepSpeed: start with `deepspeed --module` (or torchrun -m)")
+        raise ValueError(f"{offload_flag} needs DeepSpeed: start with `deepspeed --module` (or torchrun -m)")
     return LocalForward(build().to(_device()), model.bf16)
 
 

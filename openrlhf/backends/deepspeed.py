@@ -37,10 +37,11 @@ from openrlhf.backends.local import lr_schedule
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model
+from openrlhf.models.teacher import Teacher
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import StepStats
 
-Wrapped = CausalLM | ScoreModel
+Wrapped = CausalLM | ScoreModel | Teacher
 OLDEST = "0.19.8"
 GATHER_BYTES = 512 * 2**20  # a bucket of whole weights that stage 3 puts together at a time
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,14 +14,17 @@ from transformers import get_scheduler
 from openrlhf.config.groups import OptimConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model
+from openrlhf.models.teacher import Teacher
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import StepStats
+
+Model = TypeVar("Model", bound=CausalLM | ScoreModel | Teacher)
 
 
 class LocalForward:
     """A frozen model in this process."""
 
-    def __init__(self, model: CausalLM | ScoreModel, bf16: bool = False) -> None:
+    def __init__(self, model: CausalLM | ScoreModel | Teacher, bf16: bool = False) -> None:
         self.model = (in_bf16(model) if bf16 else model).eval().requires_grad_(False)
         self.device = next(model.parameters()).device
 
@@ -85,7 +88,7 @@ class LocalTrain:
         """Nothing, as ``offload``."""
 
 
-def in_bf16(model: CausalLM | ScoreModel) -> CausalLM | ScoreModel:
+def in_bf16(model: Model) -> Model:
     """Float32 weights, in which AdamW's small steps are not rounded away, and forwards in bfloat16: training, scoring
     and generation alike."""
     model.float()

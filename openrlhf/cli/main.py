@@ -13,6 +13,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "sft": ("openrlhf.cli.train_sft", "supervised fine-tuning and continued pre-training"),
     "rm": ("openrlhf.cli.train_rm", "training of a reward model on pairs of answers"),
     "dpo": ("openrlhf.cli.train_dpo", "direct preference optimisation: DPO, cDPO, IPO"),
+    "kto": ("openrlhf.cli.train_kto", "preference optimisation from single labelled answers: KTO"),
+    "kd": ("openrlhf.cli.train_kd", "distillation from a larger model"),
+    "prm": ("openrlhf.cli.train_prm", "training of a process reward model on labelled steps"),
     "ppo": ("openrlhf.cli.train_ppo_ray", "reinforcement learning: PPO, REINFORCE++, GRPO, RLOO"),
     "demo": ("openrlhf.cli.demo", "the whole pipeline on a tiny model, in one process"),
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openrlhf.config.commands import DPOConfig, RMConfig, SFTConfig
+from openrlhf.config.commands import DPOConfig, KDConfig, KTOConfig, PRMConfig, RMConfig, SFTConfig
 from openrlhf.config.parse import flat, write_yaml
 from openrlhf.data.report import DropReport
 from openrlhf.training.fit import Task, fit, total_steps
@@ -15,7 +15,7 @@ from openrlhf.training.log import RunLog
 from openrlhf.training.roles import TrainEngine
 from openrlhf.types import Sample
 
-Supervised = SFTConfig | RMConfig | DPOConfig
+Supervised = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig
 
 
 def is_first() -> bool:

@@ -13,18 +13,22 @@ from openrlhf.config.groups import (
     DataConfig,
     DatasetConfig,
     DeepSpeedConfig,
+    DistillationConfig,
     FitConfig,
+    KTOLossConfig,
     LogConfig,
     ModelConfig,
     OptimConfig,
     PairConfig,
     PlacementConfig,
     PreferenceConfig,
+    ProcessConfig,
     PromptConfig,
     RewardConfig,
     RewardTrainConfig,
     RolloutConfig,
     TrainConfig,
+    UnpairedConfig,
     VLLMConfig,
 )
 
@@ -77,6 +81,53 @@ class DPOConfig:
 
 
 @dataclass(frozen=True)
+class KTOConfig:
+    """Preference optimisation from single labelled answers"""
+
+    model: ModelConfig
+    data: DataConfig
+    unpaired: UnpairedConfig
+    optim: OptimConfig
+    train: TrainConfig
+    fit: FitConfig
+    kto: KTOLossConfig
+    deepspeed: DeepSpeedConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class KDConfig:
+    """Knowledge distillation"""
+
+    model: ModelConfig
+    data: DataConfig
+    dataset: DatasetConfig
+    optim: OptimConfig
+    train: TrainConfig
+    fit: FitConfig
+    distillation: DistillationConfig
+    deepspeed: DeepSpeedConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class PRMConfig:
+    """Process reward model training"""
+
+    model: ModelConfig
+    data: DataConfig
+    process: ProcessConfig
+    optim: OptimConfig
+    train: TrainConfig
+    fit: FitConfig
+    deepspeed: DeepSpeedConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """Reinforcement learning"""
 
@@ -95,8 +146,8 @@ class PPOConfig:
     vllm: VLLMConfig
 
 
-Command = SFTConfig | RMConfig | DPOConfig | PPOConfig
-C = TypeVar("C", SFTConfig, RMConfig, DPOConfig, PPOConfig)
+Command = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig | PPOConfig
+C = TypeVar("C", SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig)
 
 DEFAULTS: dict[type[Command], dict[str, Any]] = {
     SFTConfig: {
@@ -120,6 +171,30 @@ DEFAULTS: dict[type[Command], dict[str, Any]] = {
         "ckpt_path": "./ckpt/checkpoints_dpo",
         "wandb_project": "openrlhf_train_dpo",
     },
+    KTOConfig: {
+        "learning_rate": 1e-5,
+        "max_samples": 1_000_000,
+        "eval_split": "test",
+        "input_template": "User: {}\nAssistant: ",
+        "ckpt_path": "./ckpt/checkpoints_kto",
+        "wandb_project": "openrlhf_train_dpo",
+    },
+    KDConfig: {
+        "max_samples": 1_000_000,
+        "eval_split": "test",
+        "input_template": "User: {}\nAssistant: ",
+        "output_key": "output",
+        "ckpt_path": "./ckpt/checkpoints_kd",
+        "wandb_project": "openrlhf_train_sft",
+    },
+    PRMConfig: {
+        "micro_train_batch_size": 1,
+        "learning_rate": 1e-6,
+        "max_samples": 1_000_000,
+        "eval_split": "test",
+        "ckpt_path": "./ckpt/checkpoints_prm",
+        "wandb_project": "openrlhf_train_prm",
+    },
     PPOConfig: {
         "micro_train_batch_size": 4,
         "ckpt_path": "./ckpt/checkpoints_ppo_ray",
@@ -127,7 +202,15 @@ DEFAULTS: dict[type[Command], dict[str, Any]] = {
     },
 }
 
-RUN_PREFIX: dict[type[Command], str] = {SFTConfig: "sft_", RMConfig: "rm_", DPOConfig: "exp_", PPOConfig: "ppo_"}
+RUN_PREFIX: dict[type[Command], str] = {
+    SFTConfig: "sft_",
+    RMConfig: "rm_",
+    DPOConfig: "exp_",
+    KTOConfig: "rm_",
+    KDConfig: "sft_",
+    PRMConfig: "prm_",
+    PPOConfig: "ppo_",
+}
 
 HIDDEN = "true"  # as in --use_wandb true: the machine is logged in, or WANDB_API_KEY is set
 
@@ -136,6 +219,14 @@ WITHOUT: dict[type[Command], frozenset[str]] = {
     SFTConfig: frozenset({"value_head_prefix", "deepspeed_enable_sleep"}),
     RMConfig: frozenset({"input_key", "deepspeed_enable_sleep"}),
     DPOConfig: frozenset({"input_key", "value_head_prefix", "deepspeed_enable_sleep"}),
+    KTOConfig: frozenset({"value_head_prefix", "deepspeed_enable_sleep"}),
+    KDConfig: frozenset({"train_split", "multiturn", "value_head_prefix", "deepspeed_enable_sleep"}),
+    PRMConfig: frozenset(
+        {
+            *("input_template", "apply_chat_template", "tokenizer_chat_template"),
+            *("value_head_prefix", "deepspeed_enable_sleep"),
+        }
+    ),
     PPOConfig: frozenset(),
 }
 

@@ -52,7 +52,7 @@ class DataConfig:
     eval_dataset: str | None = flag(None, "evaluation data: files, folders or hub names, separated by commas")
     eval_split: str = flag("train", "split of the evaluation data")
     max_samples: int = flag(100_000_000, "use at most this many rows")
-    input_key: str = flag("input", "column of the prompt or conversation")
+    input_key: str = flag("input", "column of the prompt, the conversation or the whole text")
     input_template: str | None = flag(None, "text around the prompt, which takes the place of {}")
     apply_chat_template: bool = flag(False, "write prompts and conversations with the tokenizer's chat template")
     use_ms: bool = flag(False, "take models and data from ModelScope")
@@ -83,6 +83,33 @@ class PairConfig:
     prompt_key: str | None = flag(None, "column of the prompt; without it the prompt is part of both answers")
     chosen_key: str = flag("chosen", "column of the better answer or conversation")
     rejected_key: str = flag("rejected", "column of the worse answer or conversation")
+
+
+@dataclass(frozen=True)
+class UnpairedConfig:
+    """Labelled answers"""
+
+    dataset: str = required("labelled answers: files, folders or hub names, separated by commas")
+    dataset_probs: str | None = flag(None, "share of each part of --dataset, as in 0.3,0.7; they sum to 1")
+    dataset_split: str = flag("train", "split of the labelled answers")
+    max_len: int = flag(2048, "longest prompt and answer together, in tokens; longer ones are cut")
+    output_key: str | None = flag(None, "column of the answer; without it the answer ends the conversation")
+    label_key: str = flag("label", "column that says whether the answer is desirable: 1 or 0")
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """Step labels"""
+
+    dataset: str = required("solutions with labelled steps: files, folders or hub names, separated by commas")
+    placeholder_token: str = required("token that stands after each step, where its label is learnt")
+    dataset_probs: str | None = flag(None, "share of each part of --dataset, as in 0.3,0.7; they sum to 1")
+    dataset_split: str = flag("train", "split of the solutions")
+    max_len: int = flag(2048, "longest solution in tokens; longer ones are cut")
+    label_key: str = flag("label", "column of the labels, one for each step: a token, or a probability")
+    reward_tokens: tuple[str, ...] | None = flag(
+        None, "tokens that a label may be, the positive one first; without them the whole vocabulary"
+    )
 
 
 @dataclass(frozen=True)
@@ -150,6 +177,25 @@ class PreferenceConfig:
     nll_loss_coef: float = flag(0.0, "weight of the next-token loss on the chosen answer")
     ref_pretrain: str | None = flag(None, "reference: a Hugging Face folder or hub name; without it --pretrain")
     ref_offload: bool = flag(False, "keep the reference in host memory while it waits")
+
+
+@dataclass(frozen=True)
+class KTOLossConfig:
+    """KTO loss"""
+
+    beta: float = flag(0.01, "weight of the reference: the larger, the closer the model stays to it")
+    desirable_loss_weight: float = flag(1.0, "weight of the desirable answers")
+    undesirable_loss_weight: float = flag(1.0, "weight of the undesirable answers")
+    ref_offload: bool = flag(False, "keep the reference in host memory while it waits")
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Distillation"""
+
+    teacher_model: str = required("model to learn from: a Hugging Face folder or hub name")
+    kd_coef: float = flag(0.4, "weight of the teacher's distribution; the answers of the data get the rest up to 1")
+    teacher_offload: bool = flag(False, "keep the teacher in host memory while it waits")
 
 
 @dataclass(frozen=True)

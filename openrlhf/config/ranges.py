@@ -38,11 +38,16 @@ RANGES = (
         (
             *("seed", "l2", "max_norm", "learning_rate", "actor_learning_rate", "critic_learning_rate"),
             *("init_kl_coef", "eval_temperature", "aux_loss_coef", "lora_rank", "nll_loss_coef"),
+            *("desirable_loss_weight", "undesirable_loss_weight"),
         ),
     ),
     Range("above 0", lambda x: x > 0, ("temperature", "eps_clip", "value_clip", "kl_target", "beta")),
     Range("above 0 and at most 1", lambda x: 0 < x <= 1, ("top_p", "vllm_gpu_memory_utilization")),
-    Range("between 0 and 1", lambda x: 0 <= x <= 1, ("gamma", "lambd", "lr_warmup_ratio", "lora_dropout", "ema_beta")),
+    Range(
+        "between 0 and 1",
+        lambda x: 0 <= x <= 1,
+        ("gamma", "lambd", "lr_warmup_ratio", "lora_dropout", "ema_beta", "kd_coef"),
+    ),
     Range("at least 0 and below 0.5", lambda x: 0 <= x < 0.5, ("label_smoothing",)),
     Range("above 1", lambda x: x > 1, ("dual_clip",)),
     Range("-1 or at least 1", lambda x: x == -1 or x >= 1, ("eval_steps", "save_steps", "freezing_actor_steps")),

@@ -9,7 +9,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from openrlhf.config.commands import DEFAULTS, Command, DPOConfig, PPOConfig, RMConfig, SFTConfig, defaults, flat
+from openrlhf.config.commands import (
+    DEFAULTS,
+    Command,
+    DPOConfig,
+    KDConfig,
+    KTOConfig,
+    PPOConfig,
+    PRMConfig,
+    RMConfig,
+    SFTConfig,
+    defaults,
+    flat,
+)
 from openrlhf.config.derived import critic_source, needs_deepspeed, role_sizes
 from openrlhf.config.groups import TrainConfig
 from openrlhf.config.not_built import check_built
@@ -91,19 +103,19 @@ def shares(names: str, probs: str | None, flag: str) -> None:
         raise ValueError(f"--{flag}_probs {probs} must be above 0 and sum to 1.")
 
 
-def evaluation(config: SFTConfig | RMConfig | DPOConfig) -> None:
+def evaluation(config: SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig) -> None:
     if config.log.eval_steps > 0 and config.data.eval_dataset is None:
         raise ValueError("--eval_steps needs --eval_dataset to evaluate on.")
 
 
-# Supervised fine-tuning.
+# Supervised fine-tuning and distillation.
 
 
-def dataset_shares(config: SFTConfig) -> None:
+def dataset_shares(config: SFTConfig | KDConfig) -> None:
     shares(config.dataset.dataset, config.dataset.dataset_probs, "dataset")
 
 
-def answers(config: SFTConfig) -> None:
+def answers(config: SFTConfig | KDConfig) -> None:
     if not (config.dataset.output_key or config.data.apply_chat_template or config.dataset.pretrain_mode):
         raise ValueError(
             "--output_key must name the column of the answer, unless --apply_chat_template takes it from a "
@@ -116,9 +128,9 @@ def multiturn(config: SFTConfig) -> None:
         raise ValueError("--multiturn finds the turns with the chat template: give --apply_chat_template too.")
 
 
-def pretrain_mode(config: SFTConfig) -> None:
+def pretrain_mode(config: SFTConfig | KDConfig) -> None:
     extra = {
-        "output_key": config.dataset.output_key is not None,
+        "output_key": config.dataset.output_key not in (None, DEFAULTS[type(config)].get("output_key")),
         "multiturn": config.dataset.multiturn,
         "apply_chat_template": config.data.apply_chat_template,
     }
@@ -151,6 +163,38 @@ def smoothing(config: DPOConfig) -> None:
     preference = config.preference
     if preference.ipo and preference.label_smoothing != 0:
         raise ValueError("--ipo has no --label_smoothing: leave one of them out.")
+
+
+# Labelled answers and steps.
+
+
+def unpaired_shares(config: KTOConfig) -> None:
+    shares(config.unpaired.dataset, config.unpaired.dataset_probs, "dataset")
+
+
+def unpaired_answers(config: KTOConfig) -> None:
+    if not (config.unpaired.output_key or config.data.apply_chat_template):
+        raise ValueError(
+            "--output_key must name the column of the answer, unless --apply_chat_template takes it from a "
+            "conversation."
+        )
+
+
+def mismatched(config: KTOConfig) -> None:
+    if config.train.train_batch_size < 2:
+        raise ValueError("--train_batch_size 1 leaves KTO one answer to estimate its KL from: make it at least 2.")
+
+
+def process_shares(config: PRMConfig) -> None:
+    shares(config.process.dataset, config.process.dataset_probs, "dataset")
+
+
+def reward_tokens(config: PRMConfig) -> None:
+    tokens = config.process.reward_tokens
+    if tokens is not None and (len(tokens) < 2 or len(set(tokens)) < len(tokens)):
+        raise ValueError(
+            f"--reward_tokens {' '.join(tokens)} must be two or more different tokens, as in --reward_tokens + -."
+        )
 
 
 # Reinforcement learning.
@@ -306,6 +350,9 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     SFTConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, multiturn, answers, evaluation),
     RMConfig: (*SHARED_RULES, pair_shares, pair_template, margin, evaluation),
     DPOConfig: (*SHARED_RULES, pair_shares, pair_template, smoothing, evaluation),
+    KTOConfig: (*SHARED_RULES, unpaired_shares, unpaired_answers, mismatched, evaluation),
+    KDConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, answers, evaluation),
+    PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
         *SHARED_RULES, prompt_shares, reward_source, rollout_batch, estimator, critic, reference, kl_horizon, local,
         engines, workers, colocation, colocated_engines, sleep,

@@ -7,16 +7,18 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from openrlhf.models.distill import Teaching, distill_tokens
 from openrlhf.models.head import LogitMap, score_tokens
 from openrlhf.models.packing import before, decode, predicted, spread
 from openrlhf.types import Batch
 
 
 class TokenScores(NamedTuple):
-    """Both are zero outside ``action_mask`` and at the first token of a row, which nothing predicts."""
+    """All are zero outside ``action_mask`` and at the first token of a row, which nothing predicts."""
 
     log_probs: Tensor  # (B, T) float32, log π(token t | tokens before t) under softmax(logits / temperature)
     entropy: Tensor | None  # (B, T) float32, of the distribution that token t was drawn from
+    cross_entropy: Tensor | None = None  # (B, T) float32, −Σ_v p_teacher(v) log π(v) where token t was predicted
 
 
 class CausalLM(nn.Module):
@@ -29,15 +31,30 @@ class CausalLM(nn.Module):
         self.logit_map = logit_map(hf.config)
 
     def forward(
-        self, batch: Batch, temperature: float = 1.0, entropy: bool = False, packed: bool = False
+        self,
+        batch: Batch,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        packed: bool = False,
+        teaching: Teaching | None = None,
     ) -> TokenScores:
-        """Scores of the action tokens, computed for them alone; ``packed`` drops the padding before the model."""
+        """Scores of the action tokens, computed for them alone; ``packed`` drops the padding before the model.
+
+        With ``teaching``, what a ``Teacher`` said of the same batch, there is a cross-entropy too. Both distributions
+        are then at temperature 1 and there is no entropy.
+        """
         chosen = predicted(batch)
         hidden = decode(self.hf.get_decoder(), batch, packed)
+        head, states, targets = self.hf.get_output_embeddings(), before(hidden, chosen), batch.tokens[chosen]
+        if teaching is not None:
+            log_probs, cross = distill_tokens(
+                head, states, targets, teaching, logit_map=self.logit_map, chunk_elements=self.chunk_elements
+            )
+            return TokenScores(spread(log_probs, chosen), None, spread(cross, chosen))
         log_probs, entropies = score_tokens(
-            self.hf.get_output_embeddings(),
-            before(hidden, chosen),
-            batch.tokens[chosen],
+            head,
+            states,
+            targets,
             logit_map=self.logit_map,
             temperature=temperature,
             entropy=entropy,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ELEMENTS = {"cuda": 2**25, "cpu": 2**23}
 
 Scores = tuple[Tensor, Tensor | None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class LogitMap:
 
     scale: float = 1.0
     cap: float | None = None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """The model's logits, float32 or wider, from its head's output."""
+        logits = logits.to(_wide(logits.dtype)) * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 def score_tokens(
@@ -51,16 +57,16 @@ def score_tokens(
         return _LinearScores.apply(states, head.weight, head.bias, targets, options)
 
     if _fusable(head, states):
-        return _call(head, fused, states)
+        return call_as(head, fused, states)
     original = head.forward
-    return _call(head, lambda states: _score_chunks(original, states, targets, options), states)
+    return call_as(head, lambda states: _score_chunks(original, states, targets, options), states)
 
 
 def _fusable(head: nn.Module, states: Tensor) -> bool:
     return type(head) is nn.Linear and head.weight.dtype == states.dtype
 
 
-def _call(head: nn.Module, function: Callable[[Tensor], Scores], states: Tensor) -> Scores:
+def call_as(head: nn.Module, function: Callable[[Tensor], T], states: Tensor) -> T:
     """Run ``function(states)`` as the one forward of ``head``.
 
     So the module's hooks run exactly once, however many chunks there are. ZeRO-3 gathers the weights in such hooks, and
@@ -69,7 +75,8 @@ def _call(head: nn.Module, function: Callable[[Tensor], Scores], states: Tensor)
     original = head.forward
     head.forward = function  # type: ignore[method-assign]
     try:
-        return head(states)
+        result: T = head(states)
+        return result
     finally:
         head.forward = original  # type: ignore[method-assign]
 
@@ -86,6 +93,7 @@ class _Options:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to compute in: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -96,10 +104,7 @@ def _score_chunks(forward: Callable[[Tensor], Tensor], states: Tensor, targets: 
     """For heads that are more than a matrix (adapters, quantised or split weights): autograd through each chunk."""
 
     def score(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = forward(states)
-        logits = logits.to(_wide(logits.dtype)) * options.logit_map.scale
-        if options.logit_map.cap is not None:
-            logits = options.logit_map.cap * torch.tanh(logits / options.logit_map.cap)
+        logits = options.logit_map.apply(forward(states))
         log_p = torch.log_softmax(logits * options.inverse_temperature, dim=-1)
         chosen = log_p.gather(1, targets[:, None]).squeeze(1)
         return chosen, -(log_p.exp() * log_p).sum(dim=1) if options.entropy else chosen.new_zeros(0)

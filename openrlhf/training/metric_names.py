@@ -10,6 +10,9 @@ METRICS: dict[str, str] = {
     "tokens_per_second": "tokens (prompt and response) per second of wall time of the step",
     "step_seconds": "wall time of the step, s",
     "epoch": "passes over the data, counting from 0",
+    # answers of the data
+    "nll": "mean −log π per token; of pairs per token of the chosen answer, mean over the pairs",
+    "distill": "mean cross-entropy of the model under the teacher's distribution, nats per token",
     # rollouts
     "reward": "mean outcome reward of the samples, before shaping and clipping",
     "reward_std": "standard deviation of the outcome rewards",
@@ -34,11 +37,14 @@ METRICS: dict[str, str] = {
     "critic_grad_norm": "global gradient norm of the critic before clipping",
     "critic_lr": "learning rate of the critic",
     # pairs of a chosen and a rejected answer
-    "accuracy": "share of pairs whose chosen answer has the higher reward",
+    "accuracy": "share of pairs whose chosen answer has the higher reward; with KTO, share of answers on their label's "
+    "side of the KL baseline",
     "chosen_reward": "mean reward of the chosen answers: the reward model's score; with DPO and IPO β·log(π/π_ref)",
     "rejected_reward": "mean reward of the rejected answers",
     "reward_margin": "mean of chosen minus rejected reward",
-    "nll": "mean −log π per token of the chosen answers, mean over the answers",
+    # labelled answers
+    "label_margin": "mean of β·(log(π/π_ref) − KL baseline), with the sign turned for undesirable answers",
+    "kl_baseline": "mean of log(π/π_ref) of answers to other prompts, at least 0: where KTO counts gains from",
     # phases of an RL step, wall seconds
     "time/rollout": "generation and the reward function, s",
     "time/reward": "reward model, s",

@@ -32,10 +32,10 @@ def token_mean(batch: Batch, engine: TrainEngine) -> Tensor:
 
 
 def pair_mean(batch: Batch, engine: TrainEngine) -> Tensor:
-    """Weights (B,) of the mean over every pair of the mini-batch on all ranks.
+    """Weights (B,) of the mean over every example of two rows in the mini-batch on all ranks.
 
-    Even rows are chosen and carry the weight of their pair; odd rows are rejected. A pair that only fills up a rank has
-    no action token.
+    The even row (the chosen answer, the labelled one) carries the weight of its example. One that only fills up a rank
+    has no action token.
     """
     real = batch.action_mask.any(dim=1).float()
     real[1::2] = 0

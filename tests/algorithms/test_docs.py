@@ -15,9 +15,11 @@ from openrlhf.algorithms import (
     masked,
     policy_losses,
     preference_losses,
+    process_losses,
     returns,
     reward_losses,
     rewards,
+    unpaired_losses,
     value_losses,
 )
 
@@ -32,7 +34,7 @@ ENTRIES = [
 PLAIN = {masked.zero_outside, masked.masked_sum, masked.masked_mean, advantages.find_estimator}
 MODULES = (
     *(advantages, kl, language_losses, masked, policy_losses, preference_losses),
-    *(returns, reward_losses, rewards, value_losses),
+    *(process_losses, returns, reward_losses, rewards, unpaired_losses, value_losses),
 )
 FUNCTIONS = [
     function

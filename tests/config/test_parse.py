@@ -10,11 +10,23 @@ from typing import Any
 import pytest
 import yaml
 
-from openrlhf.config.commands import Command, DPOConfig, PPOConfig, RMConfig, SFTConfig
+from openrlhf.config.commands import (
+    Command,
+    DPOConfig,
+    KDConfig,
+    KTOConfig,
+    PPOConfig,
+    PRMConfig,
+    RMConfig,
+    SFTConfig,
+)
 from openrlhf.config.parse import flat, parse, parse_flags, read, write_yaml
 
 SFT = ["--pretrain", "model", "--dataset", "rows.jsonl", "--output_key", "output"]
 PAIRS = ["--pretrain", "model", "--dataset", "pairs.jsonl"]
+KTO = ["--pretrain", "model", "--dataset", "labelled.jsonl", "--output_key", "output"]
+KD = ["--pretrain", "model", "--dataset", "rows.jsonl", "--teacher_model", "teacher"]
+PRM = ["--pretrain", "model", "--dataset", "steps.jsonl", "--placeholder_token", "ки"]
 PPO = ["--pretrain", "model", "--prompt_data", "prompts.jsonl", "--reward_pretrain", "rm", "--local"]
 
 
@@ -96,6 +108,12 @@ CHANGED_DPO = [
     *["--beta", "1e-3", "--label_smoothing", "0.1", "--nll_loss_coef", "2", "--ref_pretrain", "null", "--ref_offload"],
     *["--dataset_probs", "1.0", "--eval_dataset", "e.jsonl", "--eval_steps", "3", "--eval_split", "train"],
 ]
+CHANGED_KTO = [
+    *["--beta", "1e-3", "--desirable_loss_weight", "1.33", "--undesirable_loss_weight", "0", "--ref_offload"],
+    *["--label_key", "score", "--input_template", "Q: {}", "--max_len", "99", "--micro_train_batch_size", "2"],
+]
+CHANGED_KD = ["--kd_coef", "1", "--teacher_offload", "--output_key", "null", "--dataset_probs", "1.0"]
+CHANGED_PRM = ["--reward_tokens", "+", "-", "--label_key", "0", "--input_key", "yes", "--max_len", "99"]
 CHANGED_PPO = [
     *["--reward_clip_range", "-1e-3", "inf", "--eps_clip_low_high", "0.2", "0.28", "--dual_clip", "3"],
     *["--label_key", "null", "--advantage_estimator", "rloo", "--n_samples_per_prompt", "4"],
@@ -111,6 +129,12 @@ CHANGED_PPO = [
         (RMConfig, PAIRS + CHANGED_RM),
         (DPOConfig, PAIRS),
         (DPOConfig, PAIRS + CHANGED_DPO),
+        (KTOConfig, KTO),
+        (KTOConfig, KTO + CHANGED_KTO),
+        (KDConfig, KD),
+        (KDConfig, KD + CHANGED_KD),
+        (PRMConfig, PRM),
+        (PRMConfig, PRM + CHANGED_PRM),
         (PPOConfig, PPO),
         (PPOConfig, PPO + CHANGED_PPO),
     ],
@@ -174,13 +198,27 @@ def test_a_broken_rule_is_one_sentence_and_code_2(capsys: pytest.CaptureFixture[
     assert "--top_p" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [SFTConfig, RMConfig, DPOConfig])
+@pytest.mark.parametrize("command", [SFTConfig, RMConfig, DPOConfig, KTOConfig])
 @pytest.mark.parametrize(
     ("argv", "missing"), [([], "--pretrain and --dataset"), (["--pretrain", "m"], "--dataset must be given")]
 )
 def test_required_flags(command: Any, argv: list[str], missing: str) -> None:
     with pytest.raises(ValueError, match=missing):
         read(command, argv)
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"), [(KDConfig, "--teacher_model must be given"), (PRMConfig, "--placeholder_token must be")]
+)
+def test_required_flags_of_one_command(command: Any, missing: str) -> None:
+    with pytest.raises(ValueError, match=missing):
+        read(command, PAIRS)
+
+
+def test_a_distilled_conversation_needs_no_answer_column(file: Any) -> None:
+    """The one way to take back a default that is not None."""
+    config = read(KDConfig, [*KD, "--apply_chat_template", *file("output_key: null")])
+    assert config.dataset.output_key is None
 
 
 def test_a_loss_without_a_name_is_refused() -> None:
@@ -204,6 +242,9 @@ def test_the_launchers_rank_is_taken() -> None:
         ("sft", read(SFTConfig, SFT)),
         ("rm", read(RMConfig, PAIRS)),
         ("dpo", read(DPOConfig, PAIRS)),
+        ("kto", read(KTOConfig, KTO)),
+        ("kd", read(KDConfig, KD)),
+        ("prm", read(PRMConfig, PRM)),
         ("ppo", read(PPOConfig, PPO)),
     ],
 )

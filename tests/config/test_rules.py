@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 
 from openrlhf.config import not_built
-from openrlhf.config.commands import Command, DPOConfig, PPOConfig, RMConfig, SFTConfig, build, flat, types
+from openrlhf.config.commands import (
+    Command,
+    DPOConfig,
+    KDConfig,
+    KTOConfig,
+    PPOConfig,
+    PRMConfig,
+    RMConfig,
+    SFTConfig,
+    build,
+    flat,
+    types,
+)
 from openrlhf.config.derived import CriticSource, critic_source, needs_deepspeed, reference_source, role_sizes
 from openrlhf.config.parse import read
 from openrlhf.config.ranges import RANGES, check_ranges
@@ -16,6 +28,9 @@ from openrlhf.config.rules import check, check_workers, ring
 
 SFT = {"pretrain": "model", "dataset": "a.jsonl", "output_key": "output"}
 PAIRS = {"pretrain": "model", "dataset": "a.jsonl"}
+KTO = {"pretrain": "model", "dataset": "a.jsonl", "output_key": "output"}
+KD = {"pretrain": "model", "dataset": "a.jsonl", "teacher_model": "teacher"}
+PRM = {"pretrain": "model", "dataset": "a.jsonl", "placeholder_token": "ки"}
 # Four GPUs for every role and engines on GPUs of their own.
 SIZES = {f"{role}_num_gpus_per_node": 4 for role in ("actor", "critic", "ref", "reward")}
 PPO = {"pretrain": "model", "prompt_data": "p.jsonl", "reward_pretrain": "rm", "vllm_num_engines": 2, **SIZES}
@@ -23,7 +38,15 @@ FILE = {**PPO, "reward_pretrain": None, "remote_rm_url": "reward.py"}
 GROUPS = {"advantage_estimator": "rloo", "n_samples_per_prompt": 4}
 SHARED = {"colocate_all_models": True, "vllm_num_engines": 4}
 LOCAL = {"pretrain": "model", "prompt_data": "p.jsonl", "remote_rm_url": "reward.py", "local": True}
-COMMANDS: dict[type[Command], dict[str, Any]] = {SFTConfig: SFT, RMConfig: PAIRS, DPOConfig: PAIRS, PPOConfig: PPO}
+COMMANDS: dict[type[Command], dict[str, Any]] = {
+    SFTConfig: SFT,
+    RMConfig: PAIRS,
+    DPOConfig: PAIRS,
+    KTOConfig: KTO,
+    KDConfig: KD,
+    PRMConfig: PRM,
+    PPOConfig: PPO,
+}
 
 
 @pytest.mark.parametrize(
@@ -162,6 +185,66 @@ def test_numbers_of_dpo(changed: dict[str, Any], words: list[str]) -> None:
 def test_where_the_reference_of_dpo_is() -> None:
     assert reference_source(build(DPOConfig, PAIRS)) == "model"
     assert reference_source(build(DPOConfig, PAIRS | {"ref_pretrain": "before"})) == "before"
+
+
+GOOD_OTHERS: list[tuple[type[Command], dict[str, Any]]] = [
+    (KTOConfig, {}),
+    (KTOConfig, {"output_key": None, "apply_chat_template": True}),
+    (KTOConfig, {"output_key": "answer", "apply_chat_template": True}),
+    (KTOConfig, {"micro_train_batch_size": 1, "train_batch_size": 2}),
+    (KTOConfig, {"desirable_loss_weight": 0.0, "undesirable_loss_weight": 0.0}),
+    (KDConfig, {}),
+    (KDConfig, {"pretrain_mode": True}),
+    (KDConfig, {"pretrain_mode": True, "output_key": None}),
+    (KDConfig, {"apply_chat_template": True}),
+    (KDConfig, {"apply_chat_template": True, "output_key": None}),
+    (KDConfig, {"kd_coef": 0.0}),
+    (PRMConfig, {}),
+    (PRMConfig, {"reward_tokens": ("+", "-")}),
+    (PRMConfig, {"reward_tokens": ("good", "neutral", "bad")}),
+]
+
+
+@pytest.mark.parametrize(("command", "changed"), GOOD_OTHERS)
+def test_good_kto_kd_prm(command: Any, changed: dict[str, Any]) -> None:
+    check(build(command, COMMANDS[command] | changed))
+    check(build(command, COMMANDS[command] | changed | {"dataset": "a,b", "dataset_probs": "0.3,0.7"}))
+    check(build(command, COMMANDS[command] | changed | {"eval_dataset": "c", "eval_steps": 5}))
+
+
+BAD_OTHERS: list[tuple[type[Command], dict[str, Any], list[str]]] = [
+    (KTOConfig, {"output_key": None}, ["--output_key", "--apply_chat_template"]),
+    (KTOConfig, {"micro_train_batch_size": 1, "train_batch_size": 1}, ["--train_batch_size 1", "at least 2"]),
+    (KTOConfig, {"beta": 0.0}, ["--beta is 0.0", "above 0"]),
+    (KTOConfig, {"desirable_loss_weight": -1.0}, ["--desirable_loss_weight is -1.0", "at least 0"]),
+    (KTOConfig, {"input_template": "Q:"}, ["--input_template 'Q:'", "{}"]),
+    (KDConfig, {"kd_coef": 1.5}, ["--kd_coef is 1.5", "between 0 and 1"]),
+    (KDConfig, {"output_key": None}, ["--output_key", "--apply_chat_template", "--pretrain_mode"]),
+    (KDConfig, {"pretrain_mode": True, "output_key": "answer"}, ["--pretrain_mode", "leave out --output_key"]),
+    (KDConfig, {"pretrain_mode": True, "apply_chat_template": True}, ["leave out --apply_chat_template"]),
+    (PRMConfig, {"reward_tokens": ()}, ["--reward_tokens", "two or more"]),
+    (PRMConfig, {"reward_tokens": ("+",)}, ["--reward_tokens + must", "two or more"]),
+    (PRMConfig, {"reward_tokens": ("+", "-", "+")}, ["--reward_tokens + - +", "different"]),
+]
+
+
+@pytest.mark.parametrize(("command", "changed", "words"), BAD_OTHERS)
+def test_bad_kto_kd_prm(command: Any, changed: dict[str, Any], words: list[str]) -> None:
+    refused(build(command, COMMANDS[command] | changed), words)
+
+
+@pytest.mark.parametrize("command", [KTOConfig, KDConfig, PRMConfig])
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"train_batch_size": 9, "micro_train_batch_size": 2}, ["--train_batch_size 9", "--micro_train_batch_size 2"]),
+        ({"dataset": "a,b", "dataset_probs": "0.5,0.6"}, ["--dataset_probs", "sum to 1"]),
+        ({"lr_scheduler": "cosin"}, ["--lr_scheduler 'cosin'"]),
+        ({"eval_steps": 5}, ["--eval_steps", "--eval_dataset"]),
+    ],
+)
+def test_bad_kto_kd_prm_alike(command: Any, changed: dict[str, Any], words: list[str]) -> None:
+    refused(build(command, COMMANDS[command] | changed), words)
 
 
 @pytest.mark.parametrize(

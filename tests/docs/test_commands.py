@@ -14,13 +14,30 @@ import pytest
 from openrlhf.cli import demo
 from openrlhf.cli.main import VERBS
 from openrlhf.cluster.placement import plan
-from openrlhf.config.commands import Command, DPOConfig, PPOConfig, RMConfig, SFTConfig
+from openrlhf.config.commands import (
+    Command,
+    DPOConfig,
+    KDConfig,
+    KTOConfig,
+    PPOConfig,
+    PRMConfig,
+    RMConfig,
+    SFTConfig,
+)
 from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN
 from openrlhf.config.parse import read, write_yaml
 from tests.docs.shell import ROOT, bash_blocks, commands_of, without_launcher
 
 MODULES = {module: verb for verb, (module, _) in VERBS.items()}
-CONFIGS: dict[str, type[Command]] = {"sft": SFTConfig, "rm": RMConfig, "dpo": DPOConfig, "ppo": PPOConfig}
+CONFIGS: dict[str, type[Command]] = {
+    "sft": SFTConfig,
+    "rm": RMConfig,
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "kd": KDConfig,
+    "prm": PRMConfig,
+    "ppo": PPOConfig,
+}
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").rglob("*.sh"))
 BLOCKS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf.config.commands import DPOConfig, PPOConfig, RMConfig, SFTConfig, types
+from openrlhf.config.commands import DPOConfig, KDConfig, KTOConfig, PPOConfig, PRMConfig, RMConfig, SFTConfig, types
 from openrlhf.training import ppo
 from openrlhf.training.metric_names import METRICS
 from tests.docs.shell import ROOT
@@ -29,11 +29,11 @@ def test_generated_pages_are_complete() -> None:
     flags, metrics = read("flags.md"), read("metrics.md")
     assert all(
         f"\n| `--{name}` | " in flags
-        for command in (SFTConfig, RMConfig, DPOConfig, PPOConfig)
+        for command in (SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig)
         for name in types(command)
     )
     assert all(f"\n| `{name}` | " in metrics for name in METRICS)
-    assert "| `--max_epochs` | int | sft: `2`; rm, dpo, ppo: `1` |" in flags
+    assert "| `--max_epochs` | int | sft: `2`; rm, dpo, kto, kd, prm, ppo: `1` |" in flags
     assert "| `--lora_rank` | int | `0` | rank of the LoRA adapters; 0 trains the whole model. **It is not" in flags
     assert "| `--dataset` | str | **required** |" in flags
     assert all(line.count(" | ") == 3 for line in flags.splitlines() if line.startswith("| `--"))

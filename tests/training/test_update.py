@@ -106,7 +106,7 @@ def test_rubbish_in_masked_slots_changes_no_bit(name: str, batch: Batch, micro: 
 
 def test_the_poison_covers_every_field_of_floats() -> None:
     floats = {f.name for f in fields(Batch) if "(B, T) float32" in _comment(f.name)}
-    assert floats == set(PER_TOKEN)
+    assert floats == set(PER_TOKEN) | {"labels"}  # of the process reward model, whose own test poisons them
 
 
 def _comment(field: str) -> str:

@@ -1,0 +1,73 @@
+"""KTO from single labelled answers: ``openrlhf kto``, ``python -m openrlhf.cli.train_kto``, or the module under
+``deepspeed --module`` and ``torchrun -m``."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import chain
+
+from openrlhf.cli.run_command import run_command
+from openrlhf.config.commands import KTOConfig
+from openrlhf.config.parse import parse
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_command(run, parse(KTOConfig, argv))
+
+
+def run(config: KTOConfig) -> None:
+    """Labelled answers → ``fit`` against the frozen start of the model → a Hugging Face folder at ``--save_path``."""
+    from openrlhf.backends.choose import choose_forward_engine, choose_train_engine
+    from openrlhf.cli.process import prepare_process
+    from openrlhf.cli.supervised import save, say_what_was_dropped, train
+    from openrlhf.data.load import load_rows
+    from openrlhf.data.unpaired import unpaired_samples
+    from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.objectives.unpaired import kto_loss
+    from openrlhf.training.baseline import with_kl_baseline
+    from openrlhf.training.fit import Task, total_steps
+    from openrlhf.training.update import pair_mean
+    from openrlhf.types import Batch, Sample
+
+    prepare_process(config.train)
+    data, unpaired, model, kto = config.data, config.unpaired, config.model, config.kto
+    tokenizer = load_tokenizer(model.pretrain, model)
+
+    def read(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
+        rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag)
+        samples, report = unpaired_samples(rows, tokenizer, data, unpaired, flag)
+        say_what_was_dropped(report, flag)
+        return list(chain.from_iterable(samples))
+
+    samples = read(unpaired.dataset, unpaired.dataset_split, unpaired.dataset_probs, "--dataset")
+    evaluation = read(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
+    engine = choose_train_engine(
+        lambda: load_causal_lm(model.pretrain, model),
+        model,
+        config.optim,
+        config.train,
+        config.deepspeed,
+        config.fit.learning_rate,
+        total_steps(len(samples) // 2, config.train),
+    )
+    reference = choose_forward_engine(
+        lambda: load_causal_lm(model.pretrain, model), model, config.deepspeed.zero_stage, kto.ref_offload
+    )
+
+    def with_reference(batch: Batch) -> Batch:
+        return with_kl_baseline(batch, engine, reference, config.train.micro_train_batch_size, model.packing_samples)
+
+    objective = partial(
+        kto_loss,
+        beta=kto.beta,
+        desirable_weight=kto.desirable_loss_weight,
+        undesirable_weight=kto.undesirable_loss_weight,
+        packed=model.packing_samples,
+    )
+    task = Task(objective, pair_mean, rows=2, prepare=with_reference)
+    train(config, "kto", engine, task, samples, evaluation, tokenizer)
+    save(config, engine, tokenizer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""A process reward model: a language model whose logits at a placeholder judge the step before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.packing import decode
+from openrlhf.types import Batch
+
+
+class StepModel(CausalLM):
+    """The same weights as ``CausalLM``, read at the marked tokens instead of before them. Here nothing is shifted."""
+
+    def forward(  # type: ignore[override]
+        self, batch: Batch, tokens: tuple[int, ...] | None = None, packed: bool = False
+    ) -> Tensor:
+        """Log-probabilities (M, R) float32 at the M tokens of ``action_mask``, in row order: over the R ``tokens``
+        alone, or over the whole vocabulary."""
+        hidden = decode(self.hf.get_decoder(), batch, packed)
+        logits = self.hf.get_output_embeddings()(hidden.states[hidden.slots[batch.action_mask]]).float()
+        logits = logits * self.logit_map.scale
+        if self.logit_map.cap is not None:
+            logits = self.logit_map.cap * torch.tanh(logits / self.logit_map.cap)
+        return torch.log_softmax(logits if tokens is None else logits[:, list(tokens)], dim=-1)
