@@ -1,21 +1,41 @@
-"""What the supervised commands have in common: say what was dropped, train, log, save."""
+"""What the supervised commands have in common: read, choose the engine, train, log, save."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from openrlhf.backends.choose import choose_train_engine
 from openrlhf.config.commands import DPOConfig, KDConfig, KTOConfig, PRMConfig, RMConfig, SFTConfig
 from openrlhf.config.parse import flat, write_yaml
+from openrlhf.data.load import load_rows
 from openrlhf.data.report import DropReport
+from openrlhf.data.rows import Row
+from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.fit import Task, fit, total_steps
 from openrlhf.training.log import RunLog
 from openrlhf.training.roles import TrainEngine
 from openrlhf.types import Sample
 
 Supervised = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig
+# rows, the flag they came from → samples, those of an example next to each other
+Encode = Callable[[Iterable[Row], str], tuple[list[Sample], DropReport]]
+
+
+class Source(Protocol):
+    """The part of every data group that says where the rows are."""
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def dataset_probs(self) -> str | None: ...
+
+    @property
+    def dataset_split(self) -> str: ...
 
 
 def is_first() -> bool:
@@ -23,9 +43,31 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say_what_was_dropped(report: DropReport, flag: str) -> None:
-    if is_first() and (report.dropped or report.shortened):
-        print(f"{flag}: {report.line()}")
+def read(config: Supervised, source: Source, encode: Encode) -> tuple[list[Sample], list[Sample]]:
+    """Training and evaluation samples; the latter are none without ``--eval_dataset``. Says what was dropped."""
+    data = config.data
+
+    def one(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
+        samples, report = encode(load_rows(names, split, probs, data.max_samples, config.train.seed, flag), flag)
+        if is_first() and (report.dropped or report.shortened):
+            print(f"{flag}: {report.line()}")
+        return samples
+
+    training = one(source.dataset, source.dataset_split, source.dataset_probs, "--dataset")
+    return training, one(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
+
+
+def train_engine(config: Supervised, build: Callable[[], CausalLM | ScoreModel], examples: int) -> TrainEngine:
+    """The backend that this process was started for, with a schedule for ``examples``."""
+    return choose_train_engine(
+        build,
+        config.model,
+        config.optim,
+        config.train,
+        config.deepspeed,
+        config.fit.learning_rate,
+        total_steps(examples, config.train),
+    )
 
 
 def train(

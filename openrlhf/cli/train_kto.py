@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 
@@ -17,15 +18,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: KTOConfig) -> None:
     """Labelled answers → ``fit`` against the frozen start of the model → a Hugging Face folder at ``--save_path``."""
-    from openrlhf.backends.choose import choose_forward_engine, choose_train_engine
+    from openrlhf.backends.choose import choose_forward_engine
     from openrlhf.cli.process import prepare_process
-    from openrlhf.cli.supervised import save, say_what_was_dropped, train
-    from openrlhf.data.load import load_rows
+    from openrlhf.cli.supervised import read, save, train, train_engine
+    from openrlhf.data.report import DropReport
+    from openrlhf.data.rows import Row
     from openrlhf.data.unpaired import unpaired_samples
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.objectives.unpaired import kto_loss
     from openrlhf.training.baseline import with_kl_baseline
-    from openrlhf.training.fit import Task, total_steps
+    from openrlhf.training.fit import Task
     from openrlhf.training.update import pair_mean
     from openrlhf.types import Batch, Sample
 
@@ -33,23 +35,12 @@ def run(config: KTOConfig) -> None:
     data, unpaired, model, kto = config.data, config.unpaired, config.model, config.kto
     tokenizer = load_tokenizer(model.pretrain, model)
 
-    def read(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
-        rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag)
+    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
         samples, report = unpaired_samples(rows, tokenizer, data, unpaired, flag)
-        say_what_was_dropped(report, flag)
-        return list(chain.from_iterable(samples))
+        return list(chain.from_iterable(samples)), report
 
-    samples = read(unpaired.dataset, unpaired.dataset_split, unpaired.dataset_probs, "--dataset")
-    evaluation = read(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
-    engine = choose_train_engine(
-        lambda: load_causal_lm(model.pretrain, model),
-        model,
-        config.optim,
-        config.train,
-        config.deepspeed,
-        config.fit.learning_rate,
-        total_steps(len(samples) // 2, config.train),
-    )
+    samples, evaluation = read(config, unpaired, encode)
+    engine = train_engine(config, lambda: load_causal_lm(model.pretrain, model), len(samples) // 2)
     reference = choose_forward_engine(
         lambda: load_causal_lm(model.pretrain, model), model, config.deepspeed.zero_stage, kto.ref_offload
     )

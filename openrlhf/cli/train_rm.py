@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 
@@ -19,15 +20,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: RMConfig) -> None:
     """Pairs → ``fit`` → mean and std of the scores → a folder for AutoModelForSequenceClassification."""
-    from openrlhf.backends.choose import choose_train_engine
     from openrlhf.cli.process import prepare_process
-    from openrlhf.cli.supervised import save, say_what_was_dropped, train
-    from openrlhf.data.load import load_rows
+    from openrlhf.cli.supervised import read, save, train, train_engine
     from openrlhf.data.paired import paired_samples
+    from openrlhf.data.report import DropReport
+    from openrlhf.data.rows import Row
     from openrlhf.models.load import load_score_model, load_tokenizer
     from openrlhf.models.value_head import ScoreModel
     from openrlhf.objectives.reward import pair_loss
-    from openrlhf.training.fit import Task, total_steps
+    from openrlhf.training.fit import Task
     from openrlhf.training.scores import score_statistics
     from openrlhf.training.update import pair_mean
     from openrlhf.types import Sample
@@ -36,16 +37,13 @@ def run(config: RMConfig) -> None:
     data, pairs, model = config.data, config.pairs, config.model
     tokenizer = load_tokenizer(model.pretrain, model)
 
-    def read(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
-        rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag)
+    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
         samples, report = paired_samples(rows, tokenizer, data, pairs, drop_long_prompts=False, flag=flag)
-        say_what_was_dropped(report, flag)
         for chosen, rejected in samples:
             chosen.reward, rejected.reward = chosen.metrics.get("margin", 0.0), 0.0
-        return list(chain.from_iterable(samples))
+        return list(chain.from_iterable(samples)), report
 
-    samples = read(pairs.dataset, pairs.dataset_split, pairs.dataset_probs, "--dataset")
-    evaluation = read(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
+    samples, evaluation = read(config, pairs, encode)
 
     built: list[ScoreModel] = []  # the model inside the engine, for its statistics
 
@@ -53,10 +51,7 @@ def run(config: RMConfig) -> None:
         built.append(load_score_model(model.pretrain, model, model.value_head_prefix, new_head=not has_head(config)))
         return built[0]
 
-    steps = total_steps(len(samples) // 2, config.train)
-    engine = choose_train_engine(
-        build, model, config.optim, config.train, config.deepspeed, config.fit.learning_rate, steps
-    )
+    engine = train_engine(config, build, len(samples) // 2)
     loss = config.reward_training
     objective = partial(
         pair_loss,
