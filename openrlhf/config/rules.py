@@ -279,7 +279,7 @@ def local(config: PPOConfig) -> None:
     if not config.placement.local:
         return
     default, values = defaults(PPOConfig), flat(config)
-    names = (vars(config.placement) | vars(config.vllm)).keys() - {"local"}
+    names = (vars(config.placement) | vars(config.vllm)).keys() - {"local"} | {"ref_reward_offload"}
     changed = [f"--{name}" for name in values if name in names and values[name] != default[name]]
     if idle := [*changed, *needs_deepspeed(config.deepspeed)]:
         raise ValueError(f"--local uses neither Ray nor DeepSpeed nor vLLM: leave out {', '.join(idle)}.")
