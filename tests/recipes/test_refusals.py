@@ -77,7 +77,10 @@ def test_sft(sft: dict[str, Any], wrong: dict[str, Any], sentence: str, capsys: 
             "--kl_horizon 20 is too short for 100 samples",
         ),
         ({"adam_offload": True}, "--local uses neither Ray nor DeepSpeed nor vLLM: leave out --adam_offload."),
-        ({"ref_reward_offload": True}, "--local uses neither Ray nor DeepSpeed nor vLLM: leave out --ref_reward_offload."),
+        (
+            {"ref_reward_offload": True},
+            "--local uses neither Ray nor DeepSpeed nor vLLM: leave out --ref_reward_offload.",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
