@@ -5,7 +5,7 @@ A *pool* is a set of devices with one lock: groups in the same pool take turns, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import critic_source
@@ -33,7 +33,6 @@ class Placement:
     engines_share: bool  # engines live in the pool of the actor
     roles_sleep: bool  # training states leave the devices between calls
     engines_sleep: bool
-    names: dict[str, str] = field(default_factory=dict)  # role → pool
 
     @property
     def devices(self) -> int:
@@ -65,7 +64,6 @@ def plan(config: PPOConfig) -> Placement:
         engines_share=flags.colocate_all_models,
         roles_sleep=config.deepspeed.deepspeed_enable_sleep,
         engines_sleep=config.vllm.vllm_enable_sleep,
-        names={role: pool.name for pool in pools for role in pool.roles},
     )
 
 

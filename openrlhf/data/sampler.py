@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,6 @@ def batches(
     if start.consumed > size:
         raise ValueError(f"the checkpoint used {start.consumed} rows of an epoch, but the data set has only {size}")
     return _batches(size, batch_size, seed, epochs, start, shuffle, across_epochs)
-
-
-def shard(items: Sequence[T], rank: int, world: int) -> Sequence[T]:
-    """Every ``world``-th item from ``rank`` on; the shards of all ranks together are the items."""
-    return items[rank::world]
 
 
 def _batches(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openrlhf.data.sampler import Cursor, batches, epoch_order, shard
+from openrlhf.data.sampler import Cursor, batches, epoch_order
 
 
 def test_an_epoch_holds_every_row_once_in_an_order_of_its_own():
@@ -71,14 +71,6 @@ def test_resuming_with_another_batch_size_uses_every_row_once(size, before, afte
     rest = batches(size, after, seed=3, epochs=2, start=whole[-1][1])
     used = [i for batch, _ in whole for i in batch] + [i for batch, _ in rest for i in batch]
     assert used == epoch_order(size, 3, 0) + epoch_order(size, 3, 1)
-
-
-@given(items=st.lists(st.integers(), max_size=12), world=st.integers(1, 8))
-def test_the_shards_are_the_batch(items, world):
-    shards = [shard(items, rank, world) for rank in range(world)]
-    assert sum(len(part) for part in shards) == len(items)
-    assert [shards[i % world][i // world] for i in range(len(items))] == items
-    assert max(len(part) for part in shards) - min(len(part) for part in shards) <= 1
 
 
 @pytest.mark.parametrize("size, batch_size", [(0, 4), (4, 0)])
