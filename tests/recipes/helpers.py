@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,3 +45,23 @@ def run(main: Callable[[list[str]], None], flags: dict[str, Any]) -> Path:
     """Run a command; its ``--save_path``."""
     main(words(flags))
     return Path(flags["save_path"])
+
+
+def launched(command: list[str], **environment: str) -> None:
+    """Run a program, as a user would from a shell; what it printed is shown when it fails."""
+    outer = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    done = subprocess.run(
+        command,
+        env={**outer, "DS_ACCELERATOR": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf.cli.train_sft import main
-from tests.recipes.helpers import column, metrics, run, words, write_rows
+from tests.recipes.helpers import column, free_port, launched, metrics, run, words, write_rows
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven"]
 ROWS = [{"q": f"{i}", "a": word} for i, word in enumerate(WORDS)]
@@ -103,20 +100,6 @@ def test_whole_texts_are_learned_in_pretrain_mode(flags: dict[str, Any], tmp_pat
         table = model(ids).logits[0].log_softmax(-1)
         losses += [-table[t - 1, ids[0, t]].item() for t in range(1, ids.shape[1])]
     assert first == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-
-
-def launched(command: list[str]) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    done = subprocess.run(
-        command, env=environment | {"DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 @pytest.mark.slow
