@@ -1,9 +1,10 @@
 """DeepSpeed as the training backend: ZeRO stages 0 to 3 behind ``TrainEngine``, and frozen models behind
 ``ForwardEngine``.
 
-One process is one data-parallel rank. Everything that forwards, trains or gathers is collective at stage 3: every
-rank must do the same number of forwards, backwards and steps, and call ``full_weights`` and ``save`` together. The
-loops give every rank the same number of micro-batches; an engine cannot check it.
+One process is one data-parallel rank, or shares the rows of one (``layout.py``). Everything that forwards, trains or
+gathers is collective at stage 3: every rank must do the same number of forwards, backwards and steps, and call
+``full_weights`` and ``save`` together. The loops give every rank the same number of micro-batches; an engine cannot
+check it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from openrlhf.backends import deepspeed_states
 from openrlhf.backends.deepspeed_config import clips_by_hand, frozen_config, train_config
+from openrlhf.backends.layout import Layout
 from openrlhf.backends.local import lr_schedule
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
@@ -102,7 +104,10 @@ class DeepSpeedForward:
 
 
 class DeepSpeedTrain:
-    """One data-parallel rank of a model in training: AdamW, clipping by global norm, a learning-rate schedule."""
+    """A model in training: AdamW, clipping by global norm, a learning-rate schedule.
+
+    ``rank`` and ``world`` count data-parallel ranks; ``layout`` says who shares one.
+    """
 
     def __init__(
         self,
@@ -119,7 +124,8 @@ class DeepSpeedTrain:
         Raises ValueError for flags that the ZeRO stage has not.
         """
         self.device = init_distributed()
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.layout = Layout(dist.get_rank(), dist.get_world_size())
+        self.rank, self.world = self.layout.data_rank, self.layout.data_world
         self.max_norm = optim.max_norm
         self._clips = clips_by_hand(model, sharding)
         config = train_config(model, optim, train, sharding)
@@ -142,8 +148,9 @@ class DeepSpeedTrain:
         Stages 0 and 1 reduce over ranks at the ``last`` micro-batch only, stages 2 and 3 at each one.
         """
         self.model.set_gradient_accumulation_boundary(last)
-        # DeepSpeed averages over ranks; the weights in the loss already sum to 1 over all of them.
-        self.model.backward(loss * self.world, scale_wrt_gas=False)
+        # DeepSpeed averages over all ranks that hold the same weights. The weights in the loss sum to 1 over the
+        # data-parallel ranks, and ranks that share a row each add their own part of its gradient.
+        self.model.backward(loss * (self.layout.world // self.layout.tensor), scale_wrt_gas=False)
 
     def step(self) -> StepStats:
         """Clip, update, advance the schedule. A gradient that is not finite is reported as norm NaN."""
@@ -154,8 +161,9 @@ class DeepSpeedTrain:
         return StepStats(_finite_or_nan(float(norm)), lr)
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
-        """The sum of ``x`` over the data-parallel ranks; ``x`` lies on ``device`` and is left alone."""
-        total = x.detach().clone()
+        """The sum of ``x`` over the data-parallel ranks, the same bits on every rank; ``x`` lies on ``device`` and is
+        left alone. Ranks that share rows hold the same ``x``, which counts once."""
+        total = x.detach().clone() if self.layout.speaks else torch.zeros_like(x)
         dist.all_reduce(total)
         return total
 
@@ -170,7 +178,7 @@ class DeepSpeedTrain:
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a Hugging Face folder. Collective: rank 0 gathers the weights in host memory and writes them."""
-        if self.rank == 0:
+        if self.layout.writes:
             weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights()}
             save_model(self.model.module, folder, tokenizer, weights)
         else:

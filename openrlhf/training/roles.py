@@ -47,13 +47,13 @@ class ForwardEngine(Protocol):
 
 
 class TrainEngine(ForwardEngine, Protocol):
-    """One data-parallel rank of a model in training. ``save`` and ``full_weights`` are collective."""
+    """One process of a model in training. ``save`` and ``full_weights`` are collective."""
 
-    rank: int
-    world: int
+    rank: int  # data-parallel: whose rows this process has. Processes that share rows have the same rank.
+    world: int  # data-parallel ranks
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradient of ``loss``; the step sees the sum over ranks and micro-batches.
+        """Accumulate the gradient of ``loss``; the step sees the sum over data-parallel ranks and micro-batches.
 
         ``last`` marks the last micro-batch before ``step``. Every rank calls it equally often.
         """
@@ -61,7 +61,9 @@ class TrainEngine(ForwardEngine, Protocol):
 
     def step(self) -> StepStats: ...
 
-    def sum_over_ranks(self, x: Tensor) -> Tensor: ...
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """Over data-parallel ranks: what processes that share rows hold alike counts once."""
+        ...
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face names and whole tensors, gathered when they are sharded."""
