@@ -12,8 +12,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("openrlhf", "python", "deepspeed", "torchrun", "ray", "make", "pip")
-TOOLS = ("bash", "dirname")  # the real ones, for scripts
+PROGRAMS = ("openrlhf", "python", "deepspeed", "torchrun", "ray", "make", "pip", "srun", "scontrol")
+TOOLS = ("bash", "dirname", "head")  # the real ones, for scripts
 WORD, COMMAND = "\0", "\1"
 
 
@@ -62,6 +62,8 @@ def without_launcher(words: list[str]) -> list[str] | None:
         return words[1:]
     if words[:3] == ["ray", "job", "submit"]:
         return without_launcher(words[words.index("--") + 1 :])
+    if words[0] == "srun":
+        return without_launcher(words[words.index("torchrun") :])
     for place, word in enumerate(words):
         if word.startswith("openrlhf.cli."):
             assert words[place - 1] == ("--module" if words[0] == "deepspeed" else "-m"), words
