@@ -16,6 +16,7 @@ from openrlhf.config.commands import (
     PPOConfig,
     PRMConfig,
     RMConfig,
+    ServeRMConfig,
     SFTConfig,
     defaults,
     flags,
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type[Command]] = {
     "kd": KDConfig,
     "prm": PRMConfig,
     "ppo": PPOConfig,
+    "serve_rm": ServeRMConfig,
 }
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run it again. -->"
 
@@ -50,11 +52,11 @@ FLAGS_HEAD = f"""{NOTICE}
 # Flags
 
 `sft` is `openrlhf sft` or `python -m openrlhf.cli.train_sft`, and so with `rm`, `dpo`, `kto`, `kd` and `prm`;
-`ppo` is `openrlhf ppo` or `python -m openrlhf.cli.train_ppo_ray`. A switch is set by its name alone, or by `true` and
-`false`.
+`ppo` is `openrlhf ppo` or `python -m openrlhf.cli.train_ppo_ray`, `serve_rm` is `openrlhf serve_rm` or
+`python -m openrlhf.cli.serve_rm`. A switch is set by its name alone, or by `true` and `false`.
 
-`--config run.yaml` takes the same names from a file; what the command line says goes first. The flags of a run,
-defaults included, are written to `run_config.yaml` in `--save_path`.
+`--config run.yaml` takes the same names from a file; what the command line says goes first. The flags of a
+training run, defaults included, are written to `run_config.yaml` in `--save_path`.
 
 A sentence in bold says that a flag does nothing here: any value but its default ends the command with that sentence.
 """

@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "kd": ("openrlhf.cli.train_kd", "distillation from a larger model"),
     "prm": ("openrlhf.cli.train_prm", "training of a process reward model on labelled steps"),
     "ppo": ("openrlhf.cli.train_ppo_ray", "reinforcement learning: PPO, REINFORCE++, GRPO, RLOO"),
+    "serve_rm": ("openrlhf.cli.serve_rm", "a reward model as an HTTP server"),
     "demo": ("openrlhf.cli.demo", "the whole pipeline on a tiny model, in one process"),
 }
 

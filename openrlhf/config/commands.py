@@ -27,6 +27,7 @@ from openrlhf.config.groups import (
     RewardConfig,
     RewardTrainConfig,
     RolloutConfig,
+    ServeConfig,
     TrainConfig,
     UnpairedConfig,
     VLLMConfig,
@@ -146,8 +147,16 @@ class PPOConfig:
     vllm: VLLMConfig
 
 
-Command = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig | PPOConfig
-C = TypeVar("C", SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig)
+@dataclass(frozen=True)
+class ServeRMConfig:
+    """Reward model over HTTP"""
+
+    serve: ServeConfig
+
+
+TrainCommand = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig | PPOConfig
+Command = TrainCommand | ServeRMConfig
+C = TypeVar("C", SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig, ServeRMConfig)
 
 DEFAULTS: dict[type[Command], dict[str, Any]] = {
     SFTConfig: {
@@ -200,8 +209,10 @@ DEFAULTS: dict[type[Command], dict[str, Any]] = {
         "ckpt_path": "./ckpt/checkpoints_ppo_ray",
         "wandb_project": "openrlhf_train_ppo",
     },
+    ServeRMConfig: {},
 }
 
+# Of the commands that log.
 RUN_PREFIX: dict[type[Command], str] = {
     SFTConfig: "sft_",
     RMConfig: "rm_",
@@ -228,6 +239,7 @@ WITHOUT: dict[type[Command], frozenset[str]] = {
         }
     ),
     PPOConfig: frozenset(),
+    ServeRMConfig: frozenset(),
 }
 
 
@@ -251,7 +263,9 @@ def defaults(command: type[Command]) -> dict[str, Any]:
     """The default of every flag that may be left out. The name of the run holds the present time."""
     every = [f for group in groups(command).values() for f in flags(command, group).values()]
     own = {f.name: f.default for f in every if f.default is not MISSING}
-    return {**own, **DEFAULTS[command], "wandb_run_name": RUN_PREFIX[command] + time.strftime("%m%dT%H:%M")}
+    prefix = RUN_PREFIX.get(command)
+    run_name = {} if prefix is None else {"wandb_run_name": prefix + time.strftime("%m%dT%H:%M")}
+    return {**own, **DEFAULTS[command], **run_name}
 
 
 def build(command: type[C], values: Mapping[str, Any]) -> C:

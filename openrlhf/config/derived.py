@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from openrlhf.config.commands import DPOConfig, PPOConfig
-from openrlhf.config.groups import DeepSpeedConfig
+from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, ServeConfig
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,16 @@ def role_sizes(config: PPOConfig) -> dict[str, RoleSize]:
     if config.reward.reward_pretrain is not None:
         sizes["reward"] = RoleSize(place.reward_num_nodes, place.reward_num_gpus_per_node)
     return sizes
+
+
+def served_model(config: ServeConfig) -> ModelConfig:
+    """How the model of a reward server is loaded."""
+    return ModelConfig(
+        pretrain=config.reward_pretrain,
+        bf16=config.bf16,
+        flash_attn=config.flash_attn,
+        load_in_4bit=config.load_in_4bit,
+        disable_fast_tokenizer=config.disable_fast_tokenizer,
+        value_head_prefix=config.value_head_prefix,
+        trust_remote_code=config.trust_remote_code,
+    )

@@ -329,3 +329,26 @@ class VLLMConfig:
     enforce_eager: bool = flag(False, "run the engines without CUDA graphs")
     vllm_enable_sleep: bool = flag(False, "free the engines' GPU memory while others use the GPU")
     vllm_gpu_memory_utilization: float = flag(0.95, "share of each GPU's memory for an engine")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Reward server"""
+
+    reward_pretrain: str = required("reward model to serve: a Hugging Face folder or hub name")
+    normalize_reward: bool = flag(False, "standardise rewards with the mean and std stored in the reward model")
+    value_head_prefix: str = flag("score", "name of the score head in the reward model")
+    max_len: int = flag(2048, "longest query in tokens; longer ones are cut")
+    batch_size: int | None = flag(None, "queries in one forward pass; without it all of a request")
+    host: str = flag("127.0.0.1", "address to listen on; one that other machines reach needs --token")
+    port: int = flag(5000, "port to listen on; 0 takes a free one")
+    token: str | None = flag(
+        None, "what clients must send as bearer token; better given as OPENRLHF_RM_TOKEN, which ps does not show",
+        secret=True,
+    )  # fmt: skip
+    bf16: bool = flag(False, "compute in bfloat16")
+    flash_attn: bool = flag(False, "use FlashAttention 2")
+    load_in_4bit: bool = flag(False, "load the weights in 4 bits")
+    disable_fast_tokenizer: bool = flag(False, "use the slow tokenizer")
+    use_ms: bool = flag(False, "take the model from ModelScope")
+    trust_remote_code: bool = flag(False, "run code that comes with a model folder")

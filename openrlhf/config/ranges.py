@@ -29,7 +29,7 @@ RANGES = (
             *("actor_num_nodes", "actor_num_gpus_per_node", "critic_num_nodes", "critic_num_gpus_per_node"),
             *("ref_num_nodes", "ref_num_gpus_per_node", "reward_num_nodes", "reward_num_gpus_per_node"),
             *("vllm_num_engines", "vllm_tensor_parallel_size", "ds_tensor_parallel_size"),
-            *("ring_attn_size", "ring_head_stride", "lora_alpha"),
+            *("ring_attn_size", "ring_head_stride", "lora_alpha", "batch_size"),
         ),
     ),
     Range(
@@ -51,6 +51,7 @@ RANGES = (
     Range("at least 0 and below 0.5", lambda x: 0 <= x < 0.5, ("label_smoothing",)),
     Range("above 1", lambda x: x > 1, ("dual_clip",)),
     Range("-1 or at least 1", lambda x: x == -1 or x >= 1, ("eval_steps", "save_steps", "freezing_actor_steps")),
+    Range("between 0 and 65535", lambda x: 0 <= x <= 65535, ("port",)),
     Range("0, 1, 2 or 3", lambda x: x in (0, 1, 2, 3), ("zero_stage",)),
     Range("two numbers of at least 0 and below 1", lambda pair: all(0 <= x < 1 for x in pair), ("adam_betas",)),
     Range("two numbers above 0", lambda pair: all(x > 0 for x in pair), ("eps_clip_low_high",)),

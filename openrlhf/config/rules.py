@@ -18,7 +18,9 @@ from openrlhf.config.commands import (
     PPOConfig,
     PRMConfig,
     RMConfig,
+    ServeRMConfig,
     SFTConfig,
+    TrainCommand,
     defaults,
     flat,
 )
@@ -38,7 +40,7 @@ def check(config: Command) -> None:
         rule(config)
 
 
-# Every command.
+# Every training command.
 
 # Those of transformers' schedulers that need no settings of their own.
 SCHEDULERS = (
@@ -47,13 +49,13 @@ SCHEDULERS = (
 )  # fmt: skip
 
 
-def scheduler(config: Command) -> None:
+def scheduler(config: TrainCommand) -> None:
     name = config.optim.lr_scheduler
     if name not in SCHEDULERS:
         raise ValueError(f"--lr_scheduler {name!r} is not one of {', '.join(SCHEDULERS)}.")
 
 
-def template(config: Command) -> None:
+def template(config: TrainCommand) -> None:
     text, chat = config.data.input_template, config.data.apply_chat_template
     if text is None:
         return
@@ -67,12 +69,12 @@ def template(config: Command) -> None:
         raise ValueError("--apply_chat_template and --input_template both shape the prompt: leave one out.")
 
 
-def ring(config: Command) -> None:
+def ring(config: TrainCommand) -> None:
     if config.model.ring_attn_size > 1 and not config.model.packing_samples:
         raise ValueError("--ring_attn_size above 1 splits packed sequences: give --packing_samples too.")
 
 
-def micro_batches(config: Command) -> None:
+def micro_batches(config: TrainCommand) -> None:
     check_workers(config.train, 1, "")
 
 
@@ -357,6 +359,7 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
         *SHARED_RULES, prompt_shares, reward_source, rollout_batch, estimator, critic, reference, kl_horizon, local,
         engines, workers, colocation, colocated_engines, sleep,
     ),
+    ServeRMConfig: (),
 }  # fmt: skip
 
 

@@ -16,18 +16,22 @@ ROOT = Path(__file__).parents[2]
 HOMES = {
     "ray": ["cluster/*"],
     "deepspeed": ["backends/deepspeed*.py"],
-    "vllm": ["backends/vllm*.py"],
+    "vllm": ["backends/vllm*.py", "backends/reward_server.py"],
     "wandb": ["training/log.py"],
     "tensorboard": ["training/log.py"],
     "peft": ["models/*"],
     "bitsandbytes": ["models/*"],
     "liger_kernel": ["models/*"],
     "flash_attn": ["models/*"],
+    "httpx2": ["rollout/http.py"],
+    "starlette": ["backends/reward_server.py"],
+    "uvicorn": ["backends/reward_server.py"],
     "trl": [],
     "pytest": [],
 }
 OPTIONAL = ["ray", "deepspeed", "vllm", "wandb", "tensorboard", "bitsandbytes", "liger_kernel", "flash_attn"]
-NOT_BASE = ["cluster/*", "backends/deepspeed*.py", "backends/vllm*.py"]
+OPTIONAL += ["starlette", "uvicorn"]
+NOT_BASE = ["cluster/*", "backends/deepspeed*.py", "backends/vllm*.py", "backends/reward_server.py"]
 
 
 def test_layers_import_downwards_only() -> None:

@@ -16,7 +16,7 @@ from openrlhf.cli.main import VERBS, main
 def test_alone_it_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     lines = capsys.readouterr().out.splitlines()
-    for verb in ("sft", "rm", "dpo", "kto", "kd", "prm", "ppo", "demo"):
+    for verb in ("sft", "rm", "dpo", "kto", "kd", "prm", "ppo", "serve_rm", "demo"):
         assert any(line.split()[:2] == ["openrlhf", verb] and len(line.split()) > 3 for line in lines)
 
 
@@ -27,7 +27,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("word", "near"),
-    [("pppo", "ppo"), ("stf", "sft"), ("dp", "dpo"), ("quux", "sft, rm, dpo, kto, kd, prm, ppo, demo")],
+    [("pppo", "ppo"), ("stf", "sft"), ("dp", "dpo"), ("quux", ", ".join(VERBS))],
 )
 def test_an_unknown_verb(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

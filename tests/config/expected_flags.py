@@ -532,3 +532,18 @@ PPO: dict[str, tuple[str, object]] = {
     "perf": ("switch", False),
     "use_ms": ("switch", False),
 }
+
+SERVE_RM: dict[str, tuple[str, object]] = {
+    "reward_pretrain": ("str", None),
+    "normalize_reward": ("switch", False),
+    "value_head_prefix": ("str", "score"),
+    "max_len": ("int", 2048),
+    "port": ("int", 5000),
+    "host": ("str", "0.0.0.0"),
+    "load_in_4bit": ("switch", False),
+    "bf16": ("switch", False),
+    "flash_attn": ("switch", False),
+    "disable_fast_tokenizer": ("switch", False),
+    "batch_size": ("int", None),
+    "use_ms": ("switch", False),
+}

@@ -19,6 +19,7 @@ from openrlhf.config.commands import (
     PPOConfig,
     PRMConfig,
     RMConfig,
+    ServeRMConfig,
     SFTConfig,
     build,
     defaults,
@@ -27,7 +28,7 @@ from openrlhf.config.commands import (
     types,
 )
 from openrlhf.config.parse import parse_flags
-from tests.config.expected_flags import DPO, KD, KTO, PPO, PRM, RM, SFT
+from tests.config.expected_flags import DPO, KD, KTO, PPO, PRM, RM, SERVE_RM, SFT
 
 COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [
     (SFTConfig, SFT),
@@ -37,10 +38,12 @@ COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [
     (KDConfig, KD),
     (PRMConfig, PRM),
     (PPOConfig, PPO),
+    (ServeRMConfig, SERVE_RM),
 ]
 EXPECTED = [(command, name, *row) for command, table in COMMANDS for name, row in table.items()]
 IDS = [f"{command.__name__}-{name}" for command, name, _, _ in EXPECTED]
 # Without a default here, where the reference fails later; for KTO it downloads a model that nobody named.
+DIFFERENT = {(ServeRMConfig, "host"): "127.0.0.1"}  # no stranger reaches a server by default
 REQUIRED = {"pretrain", "dataset", "prompt_data", "teacher_model", "placeholder_token"}
 # type in the table → words on the command line, and the value they mean
 EXAMPLES: dict[str, tuple[list[str], Any]] = {
@@ -73,26 +76,28 @@ OURS: dict[type, set[str]] = {
         "use_tensorboard",
     },
     PPOConfig: {"lr_scheduler", "tokenizer_chat_template", "dual_clip", "eps_clip_low_high", "local"},
+    ServeRMConfig: {"token"},
 }
 
 
 def test_the_tables_are_whole() -> None:
     assert (len(SFT), len(RM), len(DPO), len(PPO)) == (68, 68, 70, 120)
     assert (len(KTO), len(KD), len(PRM)) == (62, 62, 58)
+    assert len(SERVE_RM) == 12
 
 
 @pytest.mark.parametrize(("command", "name", "kind", "default"), EXPECTED, ids=IDS)
 def test_default(command: Any, name: str, kind: str, default: Any) -> None:
-    if name in REQUIRED:
+    if name in REQUIRED or (command, name) == (ServeRMConfig, "reward_pretrain"):
         assert default is None or (command, name) == (KTOConfig, "pretrain")
         assert name not in defaults(command)
     elif name == "wandb_run_name":
         start = datetime.strptime(defaults(command)[name].removeprefix(default), "%m%dT%H:%M")
         assert start.minute in range(60)
     else:
-        ours = defaults(command)[name]
-        assert ours == default
-        assert type(ours) is type(default)
+        ours, expected = defaults(command)[name], DIFFERENT.get((command, name), default)
+        assert ours == expected
+        assert type(ours) is type(expected)
 
 
 @pytest.mark.parametrize(("command", "name", "kind", "default"), EXPECTED, ids=IDS)

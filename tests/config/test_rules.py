@@ -16,6 +16,7 @@ from openrlhf.config.commands import (
     PPOConfig,
     PRMConfig,
     RMConfig,
+    ServeRMConfig,
     SFTConfig,
     build,
     flat,
@@ -46,6 +47,7 @@ COMMANDS: dict[type[Command], dict[str, Any]] = {
     KDConfig: KD,
     PRMConfig: PRM,
     PPOConfig: PPO,
+    ServeRMConfig: {"reward_pretrain": "rm"},
 }
 
 
@@ -335,6 +337,7 @@ EDGES = {
     "at least 0 and below 0.5": (0.0, 0.5),
     "above 1": (1.1, 1.0),
     "-1 or at least 1": (-1, 0),
+    "between 0 and 65535": (0, 65536),
     "0, 1, 2 or 3": (3, 4),
     "two numbers of at least 0 and below 1": ((0.0, 0.99), (0.9, 1.0)),
     "two numbers above 0": ((0.2, 0.3), (0.0, 0.3)),

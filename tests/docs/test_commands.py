@@ -22,6 +22,7 @@ from openrlhf.config.commands import (
     PPOConfig,
     PRMConfig,
     RMConfig,
+    ServeRMConfig,
     SFTConfig,
 )
 from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN
@@ -37,6 +38,7 @@ CONFIGS: dict[str, type[Command]] = {
     "kd": KDConfig,
     "prm": PRMConfig,
     "ppo": PPOConfig,
+    "serve_rm": ServeRMConfig,
 }
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").rglob("*.sh"))

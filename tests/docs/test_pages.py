@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf.config.commands import DPOConfig, KDConfig, KTOConfig, PPOConfig, PRMConfig, RMConfig, SFTConfig, types
+from openrlhf.config.commands import (
+    DPOConfig,
+    KDConfig,
+    KTOConfig,
+    PPOConfig,
+    PRMConfig,
+    RMConfig,
+    ServeRMConfig,
+    SFTConfig,
+    types,
+)
 from openrlhf.training import ppo
 from openrlhf.training.metric_names import METRICS
 from tests.docs.shell import ROOT
@@ -29,7 +39,7 @@ def test_generated_pages_are_complete() -> None:
     flags, metrics = read("flags.md"), read("metrics.md")
     assert all(
         f"\n| `--{name}` | " in flags
-        for command in (SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig)
+        for command in (SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig, ServeRMConfig)
         for name in types(command)
     )
     assert all(f"\n| `{name}` | " in metrics for name in METRICS)
