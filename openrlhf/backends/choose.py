@@ -30,6 +30,11 @@ def choose_train_engine(
         from openrlhf.backends.deepspeed import DeepSpeedTrain
 
         return DeepSpeedTrain(build, model, optim, train, sharding, learning_rate, total_steps)
+    if (ranks := model.ring_attn_size) > 1:
+        raise ValueError(
+            f"--ring_attn_size {ranks} needs {ranks} processes: start the module with "
+            f"`torchrun --nproc_per_node {ranks} -m` (or deepspeed --module) instead of python"
+        )
     if changed := needs_deepspeed(sharding):
         raise ValueError(
             f"{', '.join(changed)} needs DeepSpeed: start the module with `deepspeed --module` "

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from openrlhf.backends.local import lr_schedule
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model
+from openrlhf.models.ring_attention import Ring
 from openrlhf.models.teacher import Teacher
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import StepStats
@@ -88,8 +89,10 @@ class DeepSpeedForward:
         ``offload`` keeps the weights in host memory and brings them to the device layer by layer.
         """
         self.device = init_distributed()
+        layout = layout_of(model)
         config = frozen_config(model.bf16, zero_stage, offload)
         module = load(build, config).eval().requires_grad_(False)
+        module.ring = ring_of(layout, model)
         self.model, *_ = deepspeed.initialize(model=module, config=config)
         self.model.eval()
         self._asleep: list[deepspeed_states.HostCopy] = []
@@ -124,12 +127,13 @@ class DeepSpeedTrain:
         Raises ValueError for flags that the ZeRO stage has not.
         """
         self.device = init_distributed()
-        self.layout = Layout(dist.get_rank(), dist.get_world_size())
+        self.layout = layout_of(model)
         self.rank, self.world = self.layout.data_rank, self.layout.data_world
         self.max_norm = optim.max_norm
         self._clips = clips_by_hand(model, sharding)
         config = train_config(model, optim, train, sharding)
         module = load(build, config)
+        module.ring = ring_of(self.layout, model)
         beta1, beta2 = optim.adam_betas
         self.model, *_ = deepspeed.initialize(
             model=module,
@@ -198,6 +202,25 @@ class DeepSpeedTrain:
     def _clip(self) -> Tensor:
         parameters = [p for p in self.model.module.parameters() if p.requires_grad]
         return nn.utils.clip_grad_norm_(parameters, self.max_norm if self.max_norm > 0 else math.inf)
+
+
+def layout_of(model: ModelConfig) -> Layout:
+    """Raises ValueError when the ring does not divide the processes."""
+    return Layout(dist.get_rank(), dist.get_world_size(), ring=model.ring_attn_size)
+
+
+def ring_of(layout: Layout, model: ModelConfig) -> Ring | None:
+    """Collective: every process of the model asks."""
+    if layout.ring == 1:
+        return None
+    return Ring(_ring_group(layout.ring), layout.rank % layout.ring, layout.ring, model.ring_head_stride)
+
+
+@cache
+def _ring_group(size: int) -> dist.ProcessGroup:
+    """One for all models of the process: each group of NCCL holds memory of the device."""
+    group: dist.ProcessGroup = dist.new_subgroups(size)[0]
+    return group
 
 
 def load(build: Callable[[], Wrapped], config: dict[str, Any]) -> Wrapped:

@@ -16,8 +16,6 @@ NOT_BUILT: dict[str, str] = {
     "lora_dropout": "is not built yet, as --lora_rank is not: leave it out.",
     "target_modules": "is not built yet, as --lora_rank is not: leave it out.",
     "aux_loss_coef": "is not built yet: leave it out and train without a load-balancing loss.",
-    "ring_attn_size": "is not built yet: leave it out and keep each sequence on one GPU.",
-    "ring_head_stride": "is not built yet, as --ring_attn_size is not: leave it out.",
     "use_ms": "is not built yet: download from ModelScope first and name the folder.",
     "train_split": "never had an effect: use --dataset_split.",
     "eval_temperature": "is not built yet, as --eval_dataset is not for this command: leave it out.",

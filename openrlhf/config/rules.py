@@ -70,8 +70,15 @@ def template(config: TrainCommand) -> None:
 
 
 def ring(config: TrainCommand) -> None:
-    if config.model.ring_attn_size > 1 and not config.model.packing_samples:
+    model = config.model
+    if model.ring_attn_size > 1 and not model.packing_samples:
         raise ValueError("--ring_attn_size above 1 splits packed sequences: give --packing_samples too.")
+    if model.ring_attn_size == 1 and model.ring_head_stride > 1:
+        raise ValueError("--ring_head_stride says how heads travel in a ring: it needs --ring_attn_size above 1.")
+    if model.ring_attn_size > 1 and config.deepspeed.ds_tensor_parallel_size > 1:
+        raise ValueError(
+            "--ring_attn_size divides the tokens and --ds_tensor_parallel_size the weights of a layer: leave one out."
+        )
 
 
 def micro_batches(config: TrainCommand) -> None:

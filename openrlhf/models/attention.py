@@ -1,8 +1,9 @@
 """Attention for packed rows without the flash-attn package, registered with Transformers.
 
 With ``cu_seq_lens_q`` among its arguments the function attends inside each segment only; without, it is Transformers'
-own scaled-dot-product attention. On CUDA in half precision the segments go through torch's variable-length
-FlashAttention, elsewhere through one scaled-dot-product call for each run of equally long segments.
+own scaled-dot-product attention. With ``ring_slice`` the keys come from all ranks of a ring first. On CUDA in half
+precision the segments go through torch's variable-length FlashAttention, elsewhere through one scaled-dot-product call
+for each run of equally long segments.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from openrlhf.models.ring_attention import Slice, attend_over_ring
 
 NAME = "openrlhf"
 _mask_wanted: ContextVar[bool] = ContextVar("mask_wanted", default=True)
@@ -46,55 +49,71 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    ring_slice: Slice | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The attention function as Transformers calls it: query (B, heads, T, D), key and value (B, kv_heads, T, D).
 
     Returns (B, T, heads, D). Raises ValueError for a variant of attention that packing does not know.
     """
-    if cu_seq_lens_q is None or max_length_q is None:
+    if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **options
         )
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
     if unknown:
         raise ValueError(f"--packing_samples does not support this model's attention ({unknown[0]}); leave it out")
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _varlen() is not None:
-        return _attend_varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
-    lengths = cu_seq_lens_q.diff().tolist()
-    return _attend_segments(query, key, value, lengths, dropout, scaling, sliding_window), None
+    borders, longest = (cu_seq_lens_q, cu_seq_lens_k), (max_length_q, max_length_k)
+
+    def packed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _varlen() is not None:
+            return _attend_varlen(query, key, value, borders, longest, scaling, sliding_window)
+        lengths = list(zip(*(part.diff().tolist() for part in borders), strict=True))
+        return _attend_segments(query, key, value, lengths, dropout, scaling, sliding_window)
+
+    if ring_slice is not None:
+        return attend_over_ring(query, key, value, ring_slice, packed), None
+    return packed(query, key, value), None
 
 
 def _attend_segments(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    lengths: list[int],
+    lengths: list[tuple[int, int]],
     dropout: float,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """One call for each run of neighbouring segments of one length: (1, heads, N, D) → (1, N, heads, D)."""
-    runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths) if length > 0]
-    sizes = [length * count for length, count in runs]
-    queries, keys, values = (x[0].split(sizes, dim=1) for x in (query, key, value))
+    """One call for each run of neighbouring segments of one length: (1, heads, N, D) → (1, N, heads, D).
+
+    ``lengths`` are the queries and the keys of each segment; its queries stand at the end of its keys.
+    """
+    runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths) if length[0] > 0]
+    queries = query[0].split([n * count for (n, _), count in runs], dim=1)
+    keys, values = (x[0].split([m * count for (_, m), count in runs], dim=1) for x in (key, value))
     outputs = []
-    for (length, count), *piece in zip(runs, queries, keys, values, strict=True):
-        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in piece)  # (count, heads, length, D)
-        mask = None if window is None or length <= window else _window_mask(length, window, query.device)
+    for ((n, m), count), q, k, v in zip(runs, queries, keys, values, strict=True):
+        q = q.unflatten(1, (count, n)).transpose(0, 1)  # (count, heads, n, D)
+        k, v = (x.unflatten(1, (count, m)).transpose(0, 1) for x in (k, v))
+        plain = n == m and (window is None or m <= window)
+        mask = None if plain else _mask_between(n, m, window, query.device)
         out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=plain, scale=scaling, enable_gqa=True
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[None]
 
 
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """(length, length) bool: a token sees itself and the ``window`` − 1 tokens before it."""
-    at = torch.arange(length, device=device)
-    distance = at[:, None] - at
-    return (distance >= 0) & (distance < window)
+def _mask_between(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """(queries, keys) bool, the queries being the last tokens: a token sees itself and all before it, or the
+    ``window`` − 1 tokens before it."""
+    at = torch.arange(keys, device=device)
+    distance = at[keys - queries :, None] - at
+    return (distance >= 0) & (distance < (window or keys))
 
 
 @cache
@@ -117,8 +136,8 @@ def _attend_varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    borders: Tensor,
-    longest: int,
+    borders: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
@@ -137,7 +156,7 @@ def _attend_varlen(
         else:
             q = q * (scaling * q.shape[-1] ** 0.5)
     left = -1 if window is None else window - 1
-    return function(q, k, v, borders, borders, longest, longest, window_size=(left, 0), **options)[None]
+    return function(q, k, v, *borders, *longest, window_size=(left, 0), **options)[None]
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

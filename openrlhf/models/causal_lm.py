@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from openrlhf.models.distill import Teaching, distill_tokens
 from openrlhf.models.head import LogitMap, score_tokens
-from openrlhf.models.packing import before, decode, predicted, spread
+from openrlhf.models.packing import before, decode, predicted_here, spread
+from openrlhf.models.ring_attention import Ring, together
 from openrlhf.types import Batch
 
 
@@ -22,7 +23,9 @@ class TokenScores(NamedTuple):
 
 
 class CausalLM(nn.Module):
-    """Wraps a Hugging Face causal language model, ``hf``."""
+    """Wraps a Hugging Face causal language model, ``hf``. With a ``ring`` every forward is packed."""
+
+    ring: Ring | None = None
 
     def __init__(self, hf: PreTrainedModel, chunk_elements: int | None = None) -> None:
         super().__init__()
@@ -43,14 +46,18 @@ class CausalLM(nn.Module):
         With ``teaching``, what a ``Teacher`` said of the same batch, there is a cross-entropy too. Both distributions
         are then at temperature 1 and there is no entropy.
         """
-        chosen = predicted(batch)
-        hidden = decode(self.hf.get_decoder(), batch, packed)
+        hidden = decode(self.hf.get_decoder(), batch, packed, self.ring)
+        chosen = predicted_here(hidden, batch)
         head, states, targets = self.hf.get_output_embeddings(), before(hidden, chosen), batch.tokens[chosen]
+
+        def whole(values: Tensor) -> Tensor:
+            return together(spread(values, chosen), self.ring)
+
         if teaching is not None:
             log_probs, cross = distill_tokens(
                 head, states, targets, teaching, logit_map=self.logit_map, chunk_elements=self.chunk_elements
             )
-            return TokenScores(spread(log_probs, chosen), None, spread(cross, chosen))
+            return TokenScores(whole(log_probs), None, whole(cross))
         log_probs, entropies = score_tokens(
             head,
             states,
@@ -60,7 +67,7 @@ class CausalLM(nn.Module):
             entropy=entropy,
             chunk_elements=self.chunk_elements,
         )
-        return TokenScores(spread(log_probs, chosen), None if entropies is None else spread(entropies, chosen))
+        return TokenScores(whole(log_probs), None if entropies is None else whole(entropies))
 
 
 def logit_map(config: PreTrainedConfig) -> LogitMap:

@@ -152,6 +152,9 @@ def _load(auto: Any, path: str, settings: ModelConfig, flag: str, **options: Any
 def _use_flash_attn_package(config: ModelConfig) -> bool:
     if not config.flash_attn:
         return False
+    if config.ring_attn_size > 1:
+        log.info("--flash_attn: with --ring_attn_size torch's own FlashAttention does the work of the package")
+        return False
     if find_spec("flash_attn") is not None and torch.cuda.is_available():
         return True
     log.info("--flash_attn: the flash-attn package or a GPU is missing here; torch's own attention does the same work")

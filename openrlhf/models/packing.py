@@ -1,7 +1,7 @@
-"""Running a decoder over a batch: padded as it is, or packed into one row without padding.
+"""Running a decoder over a batch: padded as it is, packed into one row without padding, or a slice of such a row.
 
-Both return flat hidden states and ``slots``, which say where token [b, t] lies in them, so that what comes after does
-not know the difference.
+All return flat hidden states and ``slots``, which say where token [b, t] lies in them, so that what comes after does
+not know the difference. On a ring a rank has the states of its own slice only; results are put together at the end.
 """
 
 from __future__ import annotations
@@ -12,16 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from openrlhf.models.attention import no_attention_mask
+from openrlhf.models.ring_attention import Ring, Slice, cut
 from openrlhf.types import Batch
 
 
 class Hidden(NamedTuple):
     states: Tensor  # (N, H), the decoder's last hidden states
-    slots: Tensor  # (B, T) int64, row of ``states`` of token [b, t]; meaningless on padding
+    slots: Tensor  # (B, T) int64, row of ``states`` of token [b, t], out of range when another rank of the ring has it
+
+    def here(self, slots: Tensor) -> Tensor:
+        """Which of these ``slots`` are rows of ``states``: all, unless there is a ring."""
+        return (slots >= 0) & (slots < len(self.states))
 
 
-def decode(decoder: nn.Module, batch: Batch, packed: bool) -> Hidden:
-    """Hidden states of every attended token of ``batch``."""
+def decode(decoder: nn.Module, batch: Batch, packed: bool, ring: Ring | None = None) -> Hidden:
+    """Hidden states of every attended token of ``batch``, or of this rank's share of them."""
+    if ring is not None:
+        return _decode_slice(decoder, batch, ring)
     return _decode_packed(decoder, batch) if packed else _decode_padded(decoder, batch)
 
 
@@ -37,27 +44,59 @@ def _decode_padded(decoder: nn.Module, batch: Batch) -> Hidden:
 
 
 def _decode_packed(decoder: nn.Module, batch: Batch) -> Hidden:
-    """All rows after each other in one row of N tokens.
-
-    Positions restart with each row and the attention functions get the borders as ``cu_seq_lens``. There must be no
-    mask and no cache: with either, Transformers lets the rows see each other.
-    """
+    """All rows after each other in one row of N tokens; positions restart with each row."""
     mask = batch.attention_mask
     borders = nn.functional.pad(batch.lengths.cumsum(0), (1, 0)).to(torch.int32)
     longest = int(batch.lengths.max())
+    states = _decode_row(
+        decoder, batch.tokens[mask], positions(mask)[mask], (borders, borders), (longest, longest), None
+    )
+    return Hidden(states, _packed_slots(mask))
+
+
+def _decode_slice(decoder: nn.Module, batch: Batch, ring: Ring) -> Hidden:
+    """This rank's slice of the packed row; a sample of padding at the end makes the row divide evenly."""
+    mask, lengths = batch.attention_mask, batch.lengths.tolist()
+    padding = -sum(lengths) % ring.size
+    part = cut([*lengths, padding], ring)
+    mine = slice(part.start, part.start + part.size)
+    tokens = nn.functional.pad(batch.tokens[mask], (0, padding))[mine]
+    position = torch.cat([positions(mask)[mask], torch.arange(padding, device=mask.device)])[mine]
+    each = (part.lengths, part.key_lengths)
+    borders = tuple(torch.tensor([0, *n], device=mask.device).cumsum(0).to(torch.int32) for n in each)
+    states = _decode_row(decoder, tokens, position, borders, (max(each[0]), max(each[1])), part)
+    return Hidden(states, _packed_slots(mask) - part.start)
+
+
+def _decode_row(
+    decoder: nn.Module,
+    tokens: Tensor,
+    position: Tensor,
+    borders: tuple[Tensor, ...],
+    longest: tuple[int, int],
+    ring_slice: Slice | None,
+) -> Tensor:
+    """(n, H) states of n tokens. The attention functions get the borders of queries and keys as ``cu_seq_lens``. There
+    must be no mask and no cache: with either, Transformers lets the samples see each other."""
+    ring: dict[str, Slice] = {} if ring_slice is None else {"ring_slice": ring_slice}
     with no_attention_mask():
         output = decoder(
-            input_ids=batch.tokens[mask][None],
+            input_ids=tokens[None],
             attention_mask=None,
-            position_ids=positions(mask)[mask][None],
+            position_ids=position[None],
             use_cache=False,
-            cu_seq_lens_q=borders,
-            cu_seq_lens_k=borders,
-            max_length_q=longest,
-            max_length_k=longest,
+            cu_seq_lens_q=borders[0],
+            cu_seq_lens_k=borders[1],
+            max_length_q=longest[0],
+            max_length_k=longest[1],
+            **ring,
         )
-    slots = mask.flatten().cumsum(0).view(mask.shape) - 1
-    return Hidden(output.last_hidden_state[0], slots)
+    states: Tensor = output.last_hidden_state[0]
+    return states
+
+
+def _packed_slots(mask: Tensor) -> Tensor:
+    return mask.flatten().cumsum(0).view(mask.shape) - 1
 
 
 def positions(attention_mask: Tensor) -> Tensor:
@@ -73,11 +112,18 @@ def predicted(batch: Batch) -> Tensor:
     return chosen
 
 
+def predicted_here(hidden: Hidden, batch: Batch) -> Tensor:
+    """(B, T) bool: the predicted tokens whose prediction starts from a state of this rank; all without a ring."""
+    chosen = predicted(batch)
+    chosen[:, 1:] &= hidden.here(hidden.slots[:, :-1])
+    return chosen
+
+
 def before(hidden: Hidden, chosen: Tensor) -> Tensor:
     """(M, H): the state that each of the M chosen tokens was predicted from. Only here are tokens shifted."""
     return hidden.states[hidden.slots[:, :-1][chosen[:, 1:]]]
 
 
 def spread(values: Tensor, chosen: Tensor) -> Tensor:
-    """(M,) values of the chosen tokens → (B, T), zero elsewhere."""
+    """(M,) values of the chosen tokens → the shape of ``chosen``, zero elsewhere."""
     return torch.zeros(chosen.shape, dtype=values.dtype, device=values.device).masked_scatter(chosen, values)

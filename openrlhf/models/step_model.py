@@ -7,6 +7,7 @@ from torch import Tensor
 
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.packing import decode
+from openrlhf.models.ring_attention import together
 from openrlhf.types import Batch
 
 
@@ -18,9 +19,13 @@ class StepModel(CausalLM):
     ) -> Tensor:
         """Log-probabilities (M, R) float32 at the M tokens of ``action_mask``, in row order: over the R ``tokens``
         alone, or over the whole vocabulary."""
-        hidden = decode(self.hf.get_decoder(), batch, packed)
-        logits = self.hf.get_output_embeddings()(hidden.states[hidden.slots[batch.action_mask]]).float()
+        hidden = decode(self.hf.get_decoder(), batch, packed, self.ring)
+        slots = hidden.slots[batch.action_mask]
+        here = hidden.here(slots)
+        logits = self.hf.get_output_embeddings()(hidden.states[slots[here]]).float()
         logits = logits * self.logit_map.scale
         if self.logit_map.cap is not None:
             logits = self.logit_map.cap * torch.tanh(logits / self.logit_map.cap)
-        return torch.log_softmax(logits if tokens is None else logits[:, list(tokens)], dim=-1)
+        log_probs = torch.log_softmax(logits if tokens is None else logits[:, list(tokens)], dim=-1)
+        every = log_probs.new_zeros(len(slots), log_probs.shape[1])
+        return together(every.index_copy(0, here.nonzero().squeeze(1), log_probs), self.ring)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from openrlhf.models.packing import before, decode, predicted, spread
+from openrlhf.models.packing import before, decode, predicted_here, spread
+from openrlhf.models.ring_attention import Ring, together
 from openrlhf.types import Batch
 
 
@@ -17,8 +18,11 @@ class ScoreModel(nn.Module):
 
     ``prefix`` is the head's name in saved folders. ``mean`` and ``std`` are those of the training scores, kept in
     config.json. ``normalize`` applies them: to scores in ``eval`` mode only, since a reward model learns raw ones, and
-    to values always, since a critic learns returns that are made of normalised scores.
+    to values always, since a critic learns returns that are made of normalised scores. With a ``ring`` every forward
+    is packed.
     """
+
+    ring: Ring | None = None
 
     def __init__(self, hf: PreTrainedModel, prefix: str = "score", normalize: bool = False) -> None:
         super().__init__()
@@ -34,15 +38,17 @@ class ScoreModel(nn.Module):
         """``scores`` (B,): the head at the last attended token. ``values`` (B, T): the head at the token before each
         action token, that is the value of the state in which it was chosen; zero elsewhere. float32.
 
-        A row without any attended token has no score; it reads another token's.
+        A row without any attended token has no score; it reads another token's, or 0.
         """
-        hidden = decode(self.hf.base_model, batch, packed)
+        hidden = decode(self.hf.base_model, batch, packed, self.ring)
         if what == "scores":
             last = torch.arange(batch.tokens.shape[1], device=batch.tokens.device).mul(batch.attention_mask).argmax(1)
-            states = hidden.states[hidden.slots.gather(1, last[:, None]).squeeze(1)]
-            return self._head(states, self.normalize and not self.training)
-        chosen = predicted(batch)
-        return spread(self._head(before(hidden, chosen), self.normalize), chosen)
+            slots = hidden.slots.gather(1, last[:, None]).squeeze(1)
+            here = hidden.here(slots)
+            scores = self._head(hidden.states[slots[here]], self.normalize and not self.training)
+            return together(spread(scores, here), self.ring)
+        chosen = predicted_here(hidden, batch)
+        return together(spread(self._head(before(hidden, chosen), self.normalize), chosen), self.ring)
 
     def set_statistics(self, mean: float, std: float) -> None:
         """Keep the mean and standard deviation of the scores; they are saved with the model."""

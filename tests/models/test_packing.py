@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf.models.attention import _window_mask, attend
+from openrlhf.models.attention import _mask_between, attend
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.packing import positions, predicted
 from openrlhf.types import Batch
@@ -66,7 +66,7 @@ def test_segments_equal_attention_written_out(lengths: list[int], window: int | 
     borders = torch.tensor([0, *lengths]).cumsum(0).int()
     got, _ = attend(
         torch.nn.Identity(), q, k, v, None, scaling=0.3, sliding_window=window,
-        cu_seq_lens_q=borders, max_length_q=max(lengths),
+        cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=max(lengths), max_length_k=max(lengths),
     )  # fmt: skip
     for start, length in zip(borders.tolist(), lengths, strict=False):
         for i in range(length):
@@ -78,8 +78,8 @@ def test_segments_equal_attention_written_out(lengths: list[int], window: int | 
                 torch.testing.assert_close(got[0, start + i, head], want, rtol=0, atol=1e-12)
 
 
-def test_window_mask_by_hand() -> None:
-    assert _window_mask(4, 2, torch.device("cpu")).int().tolist() == [
+def test_mask_by_hand() -> None:
+    assert _mask_between(4, 4, 2, torch.device("cpu")).int().tolist() == [
         [1, 0, 0, 0],
         [1, 1, 0, 0],
         [0, 1, 1, 0],
@@ -92,7 +92,10 @@ def test_attention_that_packing_does_not_know_is_refused(option: str) -> None:
     x = torch.zeros(1, 1, 2, 8)
     borders = torch.tensor([0, 2])
     with pytest.raises(ValueError, match="--packing_samples does not support"):
-        attend(torch.nn.Identity(), x, x, x, None, cu_seq_lens_q=borders, max_length_q=2, **{option: 1.0})
+        attend(
+            torch.nn.Identity(), x, x, x, None, cu_seq_lens_q=borders, cu_seq_lens_k=borders,
+            max_length_q=2, max_length_k=2, **{option: 1.0},
+        )  # fmt: skip
 
 
 def test_predicted_leaves_out_first_tokens_and_padding() -> None:
