@@ -419,11 +419,15 @@ def test_refused_flags_and_sentences() -> None:
         assert sentence.endswith(".")
 
 
-def test_packing_for_the_ring() -> None:
-    """The ring itself is refused before this rule is asked."""
+def test_a_ring() -> None:
+    ring(build(SFTConfig, SFT | {"ring_attn_size": 2, "ring_head_stride": 2, "packing_samples": True}))
     with pytest.raises(ValueError, match="--ring_attn_size.*--packing_samples"):
         ring(build(SFTConfig, SFT | {"ring_attn_size": 2}))
-    ring(build(SFTConfig, SFT | {"ring_attn_size": 2, "packing_samples": True}))
+    with pytest.raises(ValueError, match="--ring_head_stride.*--ring_attn_size above 1"):
+        ring(build(SFTConfig, SFT | {"ring_head_stride": 2, "packing_samples": True}))
+    both = {"ring_attn_size": 2, "packing_samples": True, "ds_tensor_parallel_size": 2}
+    with pytest.raises(ValueError, match="--ring_attn_size.*--ds_tensor_parallel_size"):
+        ring(build(SFTConfig, SFT | both))
 
 
 def test_workers_of_a_launcher() -> None:

@@ -54,6 +54,7 @@ def refused(main: Callable[[list[str]], None], flags: dict[str, Any], capsys: py
         ({"dataset": "/nowhere/rows.jsonl"}, "--dataset /nowhere/rows.jsonl: there is no such file"),
         ({"eval_dataset": "/nowhere/rows.jsonl"}, "--eval_dataset /nowhere/rows.jsonl: there is no such file"),
         ({"output_key": "answer"}, "--dataset row 0: "),
+        ({"ring_attn_size": 2, "packing_samples": True}, "--ring_attn_size 2 needs 2 processes: start the module with"),
         ({"adam_offload": True}, "--adam_offload needs DeepSpeed: start the module with `deepspeed --module"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
