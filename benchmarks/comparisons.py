@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.material import BATCH, fill, token_rows
+from benchmarks import pairs
+from benchmarks.material import BATCH, VOCABULARY, fill, token_rows, write_model, write_reward_model
 from benchmarks.rounds import WARM_UP_STEPS, Program, Usage, check_agreement, run_rounds
 from benchmarks.table import Row, cpu_row, memory_row
 
@@ -30,6 +31,20 @@ def sft_long(model: Path, rounds: int) -> list[Row]:
     return _sft_ragged(model, "long", "lognormal lengths, σ 1", rounds)
 
 
+def dpo(model: Path, rounds: int) -> list[Row]:
+    return _preference("DPO", "dpo", _with_end(model), rounds)
+
+
+def kto(model: Path, rounds: int) -> list[Row]:
+    return _preference("KTO", "kto", _with_end(model), rounds)
+
+
+def rm(model: Path, rounds: int) -> list[Row]:
+    folder = model / "reward"
+    write_reward_model(_with_end(model), folder)
+    return _preference("RM", "reward_model", folder, rounds)
+
+
 def head_128(model: Path, rounds: int) -> list[Row]:
     return _head(128, rounds)
 
@@ -52,17 +67,12 @@ def grpo_kl(model: Path, rounds: int) -> list[Row]:
 
 COMPARISONS = {
     comparison.__name__: comparison
-    for comparison in (sft_uniform, sft_short, sft_long, head_128, head_256, head_1024, grpo, grpo_kl)
+    for comparison in (sft_uniform, sft_short, sft_long, dpo, kto, rm, head_128, head_256, head_1024, grpo, grpo_kl)
 }
 
 
 def _sft(model: Path, lengths: str, packed: bool, rounds: int) -> dict[str, Usage]:
-    options = {"model": str(model), "lengths": lengths}
-    programs = [
-        Program("ours", "benchmarks.sft:ours", {**options, "packed": packed}),
-        Program("loop", "benchmarks.sft:loop", options),
-        Program("TRL", "benchmarks.sft:trl", options),
-    ]
+    programs = _programs("sft", {"model": str(model), "lengths": lengths}, packed)
     return _agreeing(programs, rounds, steps=4)
 
 
@@ -75,6 +85,45 @@ def _sft_ragged(model: Path, lengths: str, words: str, rounds: int) -> list[Row]
         cpu_row(what, usages, "loop", LOOP_GOAL),
         memory_row(what, usages, "TRL", None),
     ]
+
+
+def _preference(name: str, module: str, model: Path, rounds: int) -> list[Row]:
+    """A method that learns from two answers to a prompt: answers of one length, then ragged ones with ours packed."""
+    steps = 3
+    options = {"model": str(model), "lengths": "answers"}
+    even = _agreeing(_programs(module, options, packed=False), rounds, steps)
+    what = f"{name}, {pairs.PAIRS} examples, prompts of {pairs.PROMPT} and answers of 128 tokens"
+    rows = [
+        cpu_row(what, even, "loop", LOOP_GOAL),
+        cpu_row(what, even, "TRL", TRL_GOAL),
+        memory_row(what, even, "loop", 1.0),
+        memory_row(what, even, "TRL", 1.0),
+    ]
+    real = pairs.fill("long", pairs.PAIRS * (WARM_UP_STEPS + steps * rounds))
+    ragged = _agreeing(_programs(module, {**options, "lengths": "long"}, packed=True), rounds, steps)
+    what = f"{name}, lognormal answers, σ 1, {real:.0%} of the padded batches real, ours packed"
+    return [
+        *rows,
+        cpu_row(what, ragged, "TRL", RAGGED_GOAL),
+        cpu_row(what, ragged, "loop", LOOP_GOAL),
+        memory_row(what, ragged, "TRL", 1.0),
+    ]
+
+
+def _programs(module: str, options: dict[str, str], packed: bool) -> list[Program]:
+    return [
+        Program("ours", f"benchmarks.{module}:ours", {**options, "packed": packed}),
+        Program("loop", f"benchmarks.{module}:loop", options),
+        Program("TRL", f"benchmarks.{module}:trl", options),
+    ]
+
+
+def _with_end(model: Path) -> Path:
+    """A folder in which the end token is one of the model's own: TRL puts it behind every answer."""
+    folder = model / "with_end"
+    if not folder.exists():
+        write_model(folder, vocabulary=VOCABULARY + 8)
+    return folder
 
 
 def _head(hidden: int, rounds: int) -> list[Row]:

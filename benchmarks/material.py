@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from openrlhf.config.groups import ModelConfig
+from openrlhf.models.load import load_score_model, load_tokenizer, save_model
 from openrlhf.models.tiny import build_model
 
 VOCABULARY = 2048
@@ -42,8 +44,20 @@ def write_model(folder: Path, vocabulary: int = VOCABULARY) -> None:
     PreTrainedTokenizerFast(tokenizer_object=core, pad_token="w0", eos_token="<end>").save_pretrained(folder)
 
 
+def write_reward_model(model: Path, folder: Path) -> None:
+    """The model of a folder with a drawn score head, so that every program starts from the same one."""
+    settings = ModelConfig(pretrain=str(model))
+    torch.manual_seed(0)
+    score_model = load_score_model(str(model), settings, "score", new_head=True)
+    save_model(score_model, folder, load_tokenizer(str(model), settings))
+
+
 def uniform_lengths(count: int) -> list[int]:
     return [256] * count
+
+
+def answer_lengths(count: int) -> list[int]:
+    return [128] * count
 
 
 def short_lengths(count: int) -> list[int]:
@@ -56,7 +70,7 @@ def long_lengths(count: int) -> list[int]:
     return _lognormal(count, 128, 1.0)
 
 
-LENGTHS = {"uniform": uniform_lengths, "short": short_lengths, "long": long_lengths}
+LENGTHS = {"uniform": uniform_lengths, "answers": answer_lengths, "short": short_lengths, "long": long_lengths}
 
 
 def token_rows(lengths: str, count: int) -> Rows:
