@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 
 from openrlhf.backends.local import LocalForward, LocalTrain
-from openrlhf.config.derived import needs_deepspeed
+from openrlhf.backends.shared import SharedForward
+from openrlhf.config.derived import needs_deepspeed, starts_from
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.load import load_causal_lm
 from openrlhf.models.teacher import Teacher
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import ForwardEngine, TrainEngine
@@ -58,6 +60,15 @@ def choose_forward_engine(
     if offload:
         raise ValueError(f"{offload_flag} needs DeepSpeed: start with `deepspeed --module` (or torchrun -m)")
     return LocalForward(build().to(_device()), model.bf16)
+
+
+def choose_reference_engine(
+    policy: TrainEngine, source: str, model: ModelConfig, zero_stage: int, offload: bool
+) -> ForwardEngine:
+    """The language model at ``source``, frozen. A policy that learns by an adapter holds the one it starts from."""
+    if starts_from(model, source):
+        return SharedForward(policy)
+    return choose_forward_engine(lambda: load_causal_lm(source, model, "--ref_pretrain"), model, zero_stage, offload)
 
 
 def _device() -> torch.device:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache, partial
@@ -38,7 +38,7 @@ from openrlhf.backends.layout import Layout
 from openrlhf.backends.local import lr_schedule
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
-from openrlhf.models.load import save_model
+from openrlhf.models.load import save_model, saved_tensors
 from openrlhf.models.ring_attention import Ring
 from openrlhf.models.teacher import Teacher
 from openrlhf.models.value_head import ScoreModel
@@ -176,17 +176,17 @@ class DeepSpeedTrain:
 
         At stage 3 a tensor is whole only until the next one is asked for: copy what must last.
         """
-        for bucket in _buckets(_hf_tensors(self.model.module.hf)):
-            with _gathered([tensor for _, tensor in bucket]):
-                yield from ((name, tensor.detach()) for name, tensor in bucket)
+        yield from _whole(self.model.module.hf.state_dict(keep_vars=True))
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write a Hugging Face folder. Collective: rank 0 gathers the weights in host memory and writes them."""
+        """Write a Hugging Face folder, or a PEFT folder for an adapter. Collective: rank 0 gathers what it writes in
+        host memory."""
+        tensors = _whole(saved_tensors(self.model.module.hf))
         if self.layout.writes:
-            weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights()}
+            weights = {name: tensor.to("cpu", copy=True) for name, tensor in tensors}
             save_model(self.model.module, folder, tokenizer, weights)
         else:
-            for _ in self.full_weights():
+            for _ in tensors:
                 pass
         dist.barrier()
 
@@ -266,13 +266,14 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _hf_tensors(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What belongs into a Hugging Face folder, tied weights once; still sharded at stage 3."""
-    seen: set[int] = set()
-    for name, tensor in hf.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor
+def _whole(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Each of ``tensors`` gathered, tied ones once. Collective."""
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        once.setdefault(id(tensor), (name, tensor))
+    for bucket in _buckets(once.values()):
+        with _gathered([tensor for _, tensor in bucket]):
+            yield from ((name, tensor.detach()) for name, tensor in bucket)
 
 
 def _buckets(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:

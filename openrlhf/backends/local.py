@@ -89,9 +89,11 @@ class LocalTrain:
 
 
 def in_bf16(model: Model) -> Model:
-    """Float32 weights, in which AdamW's small steps are not rounded away, and forwards in bfloat16: training, scoring
-    and generation alike."""
-    model.float()
+    """Float32 for the weights that train, in which AdamW's small steps are not rounded away, and forwards in bfloat16:
+    training, scoring and generation alike."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     for module in (model, model.hf):
         device = next(module.parameters()).device.type
         module.forward = torch.autocast(device, dtype=torch.bfloat16)(module.forward)  # type: ignore[method-assign]

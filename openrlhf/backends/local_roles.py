@@ -11,8 +11,10 @@ from torch import Tensor
 
 from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.backends.local import LocalForward, LocalTrain
+from openrlhf.backends.shared import SharedForward
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source
+from openrlhf.config.derived import critic_source, starts_from
+from openrlhf.models.adapters import with_adapter
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm
 from openrlhf.models.value_head import ScoreModel
@@ -27,7 +29,7 @@ from openrlhf.training.members import (
     load_critic,
     load_reward_model,
 )
-from openrlhf.training.roles import Absent, Critic, Reference, RewardModel, Roles, done
+from openrlhf.training.roles import Absent, Critic, ForwardEngine, Reference, RewardModel, Roles, done
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
 
@@ -104,7 +106,7 @@ def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
     """Every role that the flags ask for, on the GPU when there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = config.model.bf16
-    policy = load_causal_lm(config.model.pretrain, config.model).to(device)
+    policy = with_adapter(load_causal_lm(config.model.pretrain, config.model), config.model).to(device)
     algorithm = config.algorithm
 
     def trained(model: CausalLM | ScoreModel, learning_rate: float) -> LocalTrain:
@@ -115,14 +117,22 @@ def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
     if source is not None:
         model = load_critic(source, config).to(device)
         critic = LocalCritic(CriticMember(trained(model, algorithm.critic_learning_rate), config), tokenizer)
+    learner = trained(policy, algorithm.actor_learning_rate)
     reference: Reference = Absent()
     if algorithm.init_kl_coef > 0:
-        frozen = LocalForward(load_causal_lm(config.model.pretrain, config.model).to(device), bf16)
-        reference = LocalReference(ReferenceMember(frozen, config))
+        reference = LocalReference(ReferenceMember(start_of(learner, config), config))
     reward: RewardModel = Absent()
     if config.reward.reward_pretrain and not config.reward.remote_rm_url:
         scorer = load_reward_model(config).to(device)
         reward = LocalReward(RewardMember(LocalForward(scorer, bf16), config))
-    actor = LocalActor(PolicyMember(trained(policy, algorithm.actor_learning_rate), config), tokenizer)
+    actor = LocalActor(PolicyMember(learner, config), tokenizer)
     rollout = LocalRollout(HFGenerate(policy.hf), config, tokenizer)
     return Roles(rollout, actor, critic, reference, reward)
+
+
+def start_of(policy: LocalTrain, config: PPOConfig) -> ForwardEngine:
+    """The frozen model that ``policy`` starts from. One that learns by an adapter holds it already."""
+    if starts_from(config.model, config.model.pretrain):
+        return SharedForward(policy)
+    model = load_causal_lm(config.model.pretrain, config.model)
+    return LocalForward(model.to(policy.device), config.model.bf16)

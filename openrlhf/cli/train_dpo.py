@@ -18,13 +18,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: DPOConfig) -> None:
     """Pairs → ``fit`` against a frozen reference → a Hugging Face folder at ``--save_path``."""
-    from openrlhf.backends.choose import choose_forward_engine
+    from openrlhf.backends.choose import choose_reference_engine
     from openrlhf.cli.process import prepare_process
     from openrlhf.cli.supervised import read, save, train, train_engine
     from openrlhf.config.derived import reference_source
     from openrlhf.data.paired import paired_samples
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
+    from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.objectives.preference import preference_loss
     from openrlhf.training.fit import Task
@@ -41,12 +42,9 @@ def run(config: DPOConfig) -> None:
         return list(chain.from_iterable(samples)), report
 
     samples, evaluation = read(config, pairs, encode)
-    engine = train_engine(config, lambda: load_causal_lm(model.pretrain, model), len(samples) // 2)
-    reference = choose_forward_engine(
-        lambda: load_causal_lm(reference_source(config), model, "--ref_pretrain"),
-        model,
-        config.deepspeed.zero_stage,
-        preference.ref_offload,
+    engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples) // 2)
+    reference = choose_reference_engine(
+        engine, reference_source(config), model, config.deepspeed.zero_stage, preference.ref_offload
     )
 
     def with_reference(batch: Batch) -> Batch:

@@ -26,6 +26,7 @@ def run(config: KDConfig) -> None:
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.data.sft import sft_samples
+    from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.models.teacher import Teacher
     from openrlhf.objectives.distillation import kd_loss
@@ -46,7 +47,7 @@ def run(config: KDConfig) -> None:
         return sft_samples(rows, tokenizer, data, dataset, flag)
 
     samples, evaluation = read(config, dataset, encode)
-    engine = train_engine(config, lambda: load_causal_lm(model.pretrain, model), len(samples))
+    engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples))
     teacher = choose_forward_engine(
         lambda: Teacher(
             load_causal_lm(distillation.teacher_model, model, "--teacher_model"), max(vocabulary.values()) + 1

@@ -18,12 +18,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: KTOConfig) -> None:
     """Labelled answers → ``fit`` against the frozen start of the model → a Hugging Face folder at ``--save_path``."""
-    from openrlhf.backends.choose import choose_forward_engine
+    from openrlhf.backends.choose import choose_reference_engine
     from openrlhf.cli.process import prepare_process
     from openrlhf.cli.supervised import read, save, train, train_engine
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.data.unpaired import unpaired_samples
+    from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.objectives.unpaired import kto_loss
     from openrlhf.training.baseline import with_kl_baseline
@@ -40,10 +41,8 @@ def run(config: KTOConfig) -> None:
         return list(chain.from_iterable(samples)), report
 
     samples, evaluation = read(config, unpaired, encode)
-    engine = train_engine(config, lambda: load_causal_lm(model.pretrain, model), len(samples) // 2)
-    reference = choose_forward_engine(
-        lambda: load_causal_lm(model.pretrain, model), model, config.deepspeed.zero_stage, kto.ref_offload
-    )
+    engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples) // 2)
+    reference = choose_reference_engine(engine, model.pretrain, model, config.deepspeed.zero_stage, kto.ref_offload)
 
     def with_reference(batch: Batch) -> Batch:
         return with_kl_baseline(batch, engine, reference, config.train.micro_train_batch_size, model.packing_samples)

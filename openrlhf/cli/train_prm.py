@@ -23,6 +23,7 @@ def run(config: PRMConfig) -> None:
     from openrlhf.data.process import process_samples, read_labels
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
+    from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.models.step_model import StepModel
     from openrlhf.objectives.process import step_loss
@@ -39,7 +40,9 @@ def run(config: PRMConfig) -> None:
         return process_samples(rows, tokenizer, data, process, labels, flag)
 
     samples, evaluation = read(config, process, encode)
-    engine = train_engine(config, lambda: StepModel(load_causal_lm(model.pretrain, model).hf), len(samples))
+    engine = train_engine(
+        config, lambda: with_adapter(StepModel(load_causal_lm(model.pretrain, model).hf), model), len(samples)
+    )
     task = Task(partial(step_loss, tokens=labels.tokens, soft=labels.soft, packed=model.packing_samples))
     train(config, "prm", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)

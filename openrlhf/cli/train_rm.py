@@ -25,6 +25,7 @@ def run(config: RMConfig) -> None:
     from openrlhf.data.paired import paired_samples
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
+    from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_score_model, load_tokenizer
     from openrlhf.models.value_head import ScoreModel
     from openrlhf.objectives.reward import pair_loss
@@ -48,7 +49,8 @@ def run(config: RMConfig) -> None:
     built: list[ScoreModel] = []  # the model inside the engine, for its statistics
 
     def build() -> ScoreModel:
-        built.append(load_score_model(model.pretrain, model, model.value_head_prefix, new_head=not has_head(config)))
+        scorer = load_score_model(model.pretrain, model, model.value_head_prefix, new_head=not has_head(config))
+        built.append(with_adapter(scorer, model))
         return built[0]
 
     engine = train_engine(config, build, len(samples) // 2)

@@ -22,6 +22,7 @@ def run(config: SFTConfig) -> None:
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.data.sft import sft_samples
+    from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.objectives.language import sft_loss
     from openrlhf.training.fit import Task
@@ -35,7 +36,7 @@ def run(config: SFTConfig) -> None:
         return sft_samples(rows, tokenizer, data, dataset, flag)
 
     samples, evaluation = read(config, dataset, encode)
-    engine = train_engine(config, lambda: load_causal_lm(model.pretrain, model), len(samples))
+    engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples))
     task = Task(partial(sft_loss, packed=model.packing_samples))
     train(config, "sft", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)

@@ -12,6 +12,7 @@ from torch import Tensor
 from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import critic_source
+from openrlhf.models.adapters import with_adapter
 from openrlhf.models.load import load_causal_lm, load_tokenizer
 from openrlhf.training.members import (
     CriticMember,
@@ -71,7 +72,7 @@ class ActorWorker(Worker):
 
         config = self.config
         engine = DeepSpeedTrain(
-            lambda: load_causal_lm(config.model.pretrain, config.model),
+            lambda: with_adapter(load_causal_lm(config.model.pretrain, config.model), config.model),
             config.model,
             config.optim,
             config.train,

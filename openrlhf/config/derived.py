@@ -47,6 +47,11 @@ def reference_source(config: DPOConfig) -> str:
     return config.preference.ref_pretrain or config.model.pretrain
 
 
+def starts_from(model: ModelConfig, source: str) -> bool:
+    """Whether the model that learns, with its adapter switched off, is the one at ``source``."""
+    return model.lora_rank > 0 and source == model.pretrain
+
+
 def needs_deepspeed(config: DeepSpeedConfig) -> list[str]:
     """The flags, with their dashes, that only DeepSpeed can serve.
 

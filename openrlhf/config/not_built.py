@@ -11,10 +11,6 @@ from openrlhf.config.commands import Command, PPOConfig, defaults, flat
 NOT_BUILT: dict[str, str] = {
     "use_liger_kernel": "is not built yet: leave it out to run the model's own layers.",
     "load_in_4bit": "is not built yet: leave it out and train the whole weights.",
-    "lora_rank": "is not built yet: leave it out and train the whole model.",
-    "lora_alpha": "is not built yet, as --lora_rank is not: leave it out.",
-    "lora_dropout": "is not built yet, as --lora_rank is not: leave it out.",
-    "target_modules": "is not built yet, as --lora_rank is not: leave it out.",
     "aux_loss_coef": "is not built yet: leave it out and train without a load-balancing loss.",
     "use_ms": "is not built yet: download from ModelScope first and name the folder.",
     "train_split": "never had an effect: use --dataset_split.",

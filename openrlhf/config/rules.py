@@ -24,7 +24,7 @@ from openrlhf.config.commands import (
     defaults,
     flat,
 )
-from openrlhf.config.derived import critic_source, needs_deepspeed, role_sizes
+from openrlhf.config.derived import critic_source, needs_deepspeed, reference_source, role_sizes, starts_from
 from openrlhf.config.groups import TrainConfig
 from openrlhf.config.not_built import check_built
 from openrlhf.config.ranges import check_ranges
@@ -117,6 +117,15 @@ def evaluation(config: SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig |
         raise ValueError("--eval_steps needs --eval_dataset to evaluate on.")
 
 
+def adapters(config: Command) -> None:
+    if config.model.lora_rank > 0:
+        return
+    values, default = flat(config), defaults(type(config))
+    for name in ("lora_alpha", "lora_dropout", "target_modules"):
+        if values[name] != default[name]:
+            raise ValueError(f"--{name} shapes LoRA adapters: give --lora_rank above 0 too.")
+
+
 # Supervised fine-tuning and distillation.
 
 
@@ -172,6 +181,15 @@ def smoothing(config: DPOConfig) -> None:
     preference = config.preference
     if preference.ipo and preference.label_smoothing != 0:
         raise ValueError("--ipo has no --label_smoothing: leave one of them out.")
+
+
+def reference_offload(config: DPOConfig | KTOConfig) -> None:
+    source = reference_source(config) if isinstance(config, DPOConfig) else config.model.pretrain
+    if flat(config)["ref_offload"] and starts_from(config.model, source):
+        raise ValueError(
+            "--ref_offload: with --lora_rank the reference is the model without its adapter and takes no memory: "
+            "leave --ref_offload out."
+        )
 
 
 # Labelled answers and steps.
@@ -294,6 +312,13 @@ def local(config: PPOConfig) -> None:
         raise ValueError(f"--local uses neither Ray nor DeepSpeed nor vLLM: leave out {', '.join(idle)}.")
 
 
+def synced_adapters(config: PPOConfig) -> None:
+    if config.model.lora_rank > 0 and not config.placement.local:
+        raise ValueError(
+            "--lora_rank is not built yet for engines on Ray: leave it out, or give --local to sample in this process."
+        )
+
+
 def engines(config: PPOConfig) -> None:
     if not config.placement.local and config.vllm.vllm_num_engines is None:
         raise ValueError("--vllm_num_engines must be at least 1, or give --local to run everything in this process.")
@@ -353,18 +378,18 @@ def sleep(config: PPOConfig) -> None:
         )
 
 
-SHARED_RULES = (template, scheduler, ring, micro_batches)
+SHARED_RULES = (template, scheduler, ring, micro_batches, adapters)
 # Each command's rules, in the order in which they are asked; their argument is of that command's type.
 RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     SFTConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, multiturn, answers, evaluation),
     RMConfig: (*SHARED_RULES, pair_shares, pair_template, margin, evaluation),
-    DPOConfig: (*SHARED_RULES, pair_shares, pair_template, smoothing, evaluation),
-    KTOConfig: (*SHARED_RULES, unpaired_shares, unpaired_answers, mismatched, evaluation),
+    DPOConfig: (*SHARED_RULES, pair_shares, pair_template, smoothing, reference_offload, evaluation),
+    KTOConfig: (*SHARED_RULES, unpaired_shares, unpaired_answers, mismatched, reference_offload, evaluation),
     KDConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, answers, evaluation),
     PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
         *SHARED_RULES, prompt_shares, reward_source, rollout_batch, estimator, critic, reference, kl_horizon, local,
-        engines, workers, colocation, colocated_engines, sleep,
+        synced_adapters, engines, workers, colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (),
 }  # fmt: skip

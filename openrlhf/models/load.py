@@ -19,9 +19,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from openrlhf.config.groups import ModelConfig
 from openrlhf.models import attention
+from openrlhf.models.adapters import adapter_state, is_adapted, save_adapter
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.value_head import ScoreModel, init_head
 
@@ -106,11 +108,18 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a Hugging Face folder: config, weights, tokenizer. One process calls it.
+    """Write a Hugging Face folder: config, weights, tokenizer; or a PEFT folder when the model has an adapter. One
+    process calls it.
 
-    ``state_dict`` holds the full weights when the model's own are sharded, named as in ``model.state_dict()``.
+    ``state_dict`` holds the full weights when the model's own are sharded: ``saved_tensors``, gathered.
     """
     hf: PreTrainedModel = model.hf
+    tokenizer.save_pretrained(folder)
+    if is_adapted(hf):
+        save_adapter(hf, Path(folder), state_dict or adapter_state(hf))
+        if isinstance(model, ScoreModel):
+            hf.config.save_pretrained(folder)  # the statistics of its scores
+        return
     weights = {name.removeprefix("hf."): value for name, value in (state_dict or model.state_dict()).items()}
     if hf.config.tie_word_embeddings:
         for name in hf.all_tied_weights_keys:
@@ -120,17 +129,35 @@ def save_model(
     if hf.config.pad_token_id is None:
         hf.config.pad_token_id = tokenizer.pad_token_id
     hf.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
+
+
+def saved_tensors(hf: PreTrainedModel) -> dict[str, Tensor]:
+    """What ``save_model`` writes, by name; still sharded where the model is. Tied weights stand there twice."""
+    return dict(adapter_state(hf)) if is_adapted(hf) else hf.state_dict(keep_vars=True)
 
 
 def _load_config(path: str, config: ModelConfig, flag: str) -> PreTrainedConfig:
+    _refuse_adapter(path, flag)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(_not_loadable(flag, path, "model", error)) from error
 
 
+def _refuse_adapter(path: str, flag: str) -> None:
+    try:
+        found = find_adapter_config_file(path)
+    except OSError as error:
+        raise ValueError(_not_loadable(flag, path, "model", error)) from error
+    if found is not None:
+        raise ValueError(
+            f"{flag} {path} is a LoRA adapter without its model: put them together with "
+            f"`openrlhf lora_combiner --model_path MODEL --lora_path {path} --output_path FOLDER`"
+        )
+
+
 def _load(auto: Any, path: str, settings: ModelConfig, flag: str, **options: Any) -> Any:
+    _refuse_adapter(path, flag)
     if _use_flash_attn_package(settings):
         options["attn_implementation"] = "flash_attention_2"
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import CriticSource
+from openrlhf.models.adapters import with_adapter
 from openrlhf.models.load import load_score_model
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.objectives.reinforcement import policy_loss, value_loss
@@ -86,7 +87,7 @@ class RewardMember:
 
 def load_critic(source: CriticSource, config: PPOConfig) -> ScoreModel:
     """The critic's model. With ``--normalize_reward`` its values are on the scale of the normalised rewards."""
-    return load_score_model(
+    critic = load_score_model(
         source.path,
         config.model,
         config.model.value_head_prefix,
@@ -94,6 +95,7 @@ def load_critic(source: CriticSource, config: PPOConfig) -> ScoreModel:
         normalize=config.reward.normalize_reward,
         flag="--critic_pretrain",
     )
+    return with_adapter(critic, config.model)
 
 
 def load_reward_model(config: PPOConfig) -> ScoreModel:

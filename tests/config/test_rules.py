@@ -405,7 +405,7 @@ def test_defaults_of_what_is_not_built_pass() -> None:
         PPOConfig,
         [
             *["--pretrain", "model", "--prompt_data", "p", "--remote_rm_url", "reward.py", "--local"],
-            *["--ptx_coef", "0.05", "--save_steps", "-1", "--lora_rank", "0", "--target_modules", "all-linear"],
+            *["--ptx_coef", "0.05", "--save_steps", "-1", "--lora_rank", "0", "--perf", "false"],
         ],
     )
 
@@ -417,6 +417,26 @@ def test_refused_flags_and_sentences() -> None:
     for name, sentence in [*not_built.NOT_BUILT.items(), *named, *values]:
         assert name in known
         assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "words"),
+    [
+        (SFTConfig, {"lora_alpha": 8}, ["--lora_alpha", "--lora_rank"]),
+        (RMConfig, {"lora_dropout": 0.1}, ["--lora_dropout", "--lora_rank"]),
+        (PPOConfig, {"target_modules": ("q_proj",)}, ["--target_modules", "--lora_rank"]),
+        (DPOConfig, {"lora_rank": 4, "ref_offload": True}, ["--ref_offload", "leave --ref_offload out"]),
+        (KTOConfig, {"lora_rank": 4, "ref_offload": True}, ["--ref_offload", "leave --ref_offload out"]),
+        (PPOConfig, {"lora_rank": 4}, ["--lora_rank", "not built yet", "--local"]),
+    ],
+)
+def test_what_adapters_exclude(command: Any, flags: dict[str, Any], words: list[str]) -> None:
+    refused(build(command, COMMANDS[command] | flags), words)
+
+
+def test_a_reference_of_its_own_may_wait_on_the_host() -> None:
+    check(build(DPOConfig, PAIRS | {"lora_rank": 4, "ref_offload": True, "ref_pretrain": "before"}))
+    check(build(DPOConfig, PAIRS | {"ref_offload": True}))
 
 
 def test_a_ring() -> None:

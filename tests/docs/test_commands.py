@@ -127,7 +127,7 @@ def extras(text: str) -> set[str]:
         "openrlhf ppo --pretrain m --remote_rm_url examples/python/reward.py --prompt_data p --local --epsclip 1",
         "openrlhf ppo --pretrain m --remote_rm_url examples/python/reward.py --prompt_data p --local --ema_beta 0.5",
         "openrlhf ppo --pretrain m --remote_rm_url examples/no_such.py --prompt_data p --local",
-        "openrlhf sft --pretrain m --dataset d --output_key a --lora_rank 0",
+        "openrlhf sft --pretrain m --dataset d --output_key a --train_split train",
         "deepspeed --module openrlhf.cli.train_sft --pretrain m",
         "openrlhf demo --fast",
         "make everything",

@@ -44,7 +44,7 @@ def test_generated_pages_are_complete() -> None:
     )
     assert all(f"\n| `{name}` | " in metrics for name in METRICS)
     assert "| `--max_epochs` | int | sft: `2`; rm, dpo, kto, kd, prm, ppo: `1` |" in flags
-    assert "| `--lora_rank` | int | `0` | rank of the LoRA adapters; 0 trains the whole model. **It is not" in flags
+    assert "use --dataset_split (`sft` only). **It never had an effect: use --dataset_split.** |" in flags
     assert "| `--dataset` | str | **required** |" in flags
     assert all(line.count(" | ") == 3 for line in flags.splitlines() if line.startswith("| `--"))
 
