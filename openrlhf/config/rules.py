@@ -117,7 +117,7 @@ def evaluation(config: SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig |
         raise ValueError("--eval_steps needs --eval_dataset to evaluate on.")
 
 
-def adapters(config: Command) -> None:
+def adapters(config: TrainCommand) -> None:
     if config.model.lora_rank > 0:
         return
     values, default = flat(config), defaults(type(config))
