@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from openrlhf.config.commands import (
     RUN_PREFIX,
+    BatchInferenceConfig,
     Command,
     DPOConfig,
     KDConfig,
@@ -36,6 +37,7 @@ COMMANDS: dict[str, type[Command]] = {
     "prm": PRMConfig,
     "ppo": PPOConfig,
     "serve_rm": ServeRMConfig,
+    "batch_inference": BatchInferenceConfig,
 }
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run it again. -->"
 
@@ -52,8 +54,8 @@ FLAGS_HEAD = f"""{NOTICE}
 # Flags
 
 `sft` is `openrlhf sft` or `python -m openrlhf.cli.train_sft`, and so with `rm`, `dpo`, `kto`, `kd` and `prm`;
-`ppo` is `openrlhf ppo` or `python -m openrlhf.cli.train_ppo_ray`, `serve_rm` is `openrlhf serve_rm` or
-`python -m openrlhf.cli.serve_rm`. A switch is set by its name alone, or by `true` and `false`.
+`ppo` is `openrlhf ppo` or `python -m openrlhf.cli.train_ppo_ray`, `batch_inference` and `serve_rm` have the same name
+as verb and as module. A switch is set by its name alone, or by `true` and `false`.
 
 `--config run.yaml` takes the same names from a file; what the command line says goes first. The flags of a
 training run, defaults included, are written to `run_config.yaml` in `--save_path`.
@@ -105,7 +107,8 @@ def listed(names: Iterable[str]) -> str:
 
 def notes(flag: str, of: dict[str, type[Command]], having: dict[str, type[Command]]) -> str:
     """What the help of a flag does not say: which command lacks it, and whether it is built."""
-    only = "" if of.keys() == having.keys() else f" ({listed(of)} only)"
+    lacking = [name for name in having if name not in of]
+    only = f" ({listed(of)} only)" if len(lacking) >= len(of) else f" (not {listed(lacking)})" if lacking else ""
     if flag in NOT_BUILT:
         return f"{only}. **It {NOT_BUILT[flag]}**"
     refusing = [name for name, command in of.items() if flag in NOT_BUILT_IN.get(command, {})]

@@ -53,7 +53,11 @@ class HFGenerate:
         logits, cache, mask = self._read_prompts(prompts, device)
         rows = list(range(len(prompts)))  # which completion each row of the cache belongs to
         stops = torch.tensor(params.stop_token_ids, dtype=torch.int64, device=device)
+        penalty = params.repetition_penalty
+        seen = seen_tokens(prompts, logits) if penalty != 1 else None
         for position in range(params.max_new_tokens):
+            if seen is not None:
+                logits = penalize(logits, seen, penalty)
             tokens, log_probs = sample(logits, params, generator)
             for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
                 out[row].token_ids.append(token)
@@ -67,7 +71,10 @@ class HFGenerate:
                 keep = going.nonzero().squeeze(1)
                 rows = [rows[i] for i in keep.tolist()]
                 tokens, mask = tokens[keep], mask[keep]
+                seen = seen[keep] if seen is not None else None
                 cache.batch_select_indices(keep)
+            if seen is not None:
+                seen.scatter_(1, tokens[:, None], True)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             logits = self._forward(tokens[:, None], mask, cache)
         return out
@@ -101,6 +108,22 @@ class HFGenerate:
             logits_to_keep=1,
         )
         return out.logits[:, -1].float()
+
+
+def seen_tokens(prompts: list[list[int]], logits: Tensor) -> Tensor:
+    """(B, V) bool, of the shape of ``logits`` and on its device: which tokens a prompt holds."""
+    seen = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, prompt in zip(seen, prompts, strict=True):
+        row[prompt] = True
+    return seen.to(logits.device)
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """The logits (B, V) of ``seen`` tokens divided by ``penalty`` (arXiv:1909.05858, section 4.1).
+
+    Negative ones are multiplied instead, as in Transformers and vLLM: dividing them would make a token likelier.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -71,10 +71,14 @@ class VLLMEngine:
         enable_prefix_caching: bool = False,
         enable_sleep_mode: bool = False,
         max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
         seed: int = 0,
         trust_remote_code: bool = False,
     ) -> None:
-        import vllm
+        try:
+            import vllm
+        except ImportError as error:
+            raise ImportError('vLLM is not installed: pip install "openrlhf[vllm]"') from error
         from vllm.platforms import current_platform
 
         check_vllm_version(vllm.__version__)
@@ -96,6 +100,7 @@ class VLLMEngine:
             enable_prefix_caching=enable_prefix_caching,
             enable_sleep_mode=self._sleeps,
             max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
             seed=seed,
             trust_remote_code=trust_remote_code,
             logprobs_mode="processed_logprobs",
@@ -172,6 +177,7 @@ def _vllm_params(params: SamplingParams, seed: int | None) -> Any:
     return vllm.SamplingParams(
         temperature=params.temperature,
         top_p=params.top_p,
+        repetition_penalty=params.repetition_penalty,
         max_tokens=params.max_new_tokens,
         stop_token_ids=list(params.stop_token_ids),
         seed=seed,

@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prm": ("openrlhf.cli.train_prm", "training of a process reward model on labelled steps"),
     "ppo": ("openrlhf.cli.train_ppo_ray", "reinforcement learning: PPO, REINFORCE++, GRPO, RLOO"),
     "serve_rm": ("openrlhf.cli.serve_rm", "a reward model as an HTTP server"),
+    "batch_inference": ("openrlhf.cli.batch_inference", "answers to many prompts, or rewards of many answers"),
     "demo": ("openrlhf.cli.demo", "the whole pipeline on a tiny model, in one process"),
 }
 

@@ -15,6 +15,8 @@ from openrlhf.config.groups import (
     DeepSpeedConfig,
     DistillationConfig,
     FitConfig,
+    GenerationConfig,
+    InferenceConfig,
     KTOLossConfig,
     LogConfig,
     ModelConfig,
@@ -27,6 +29,7 @@ from openrlhf.config.groups import (
     RewardConfig,
     RewardTrainConfig,
     RolloutConfig,
+    SamplingConfig,
     ServeConfig,
     TrainConfig,
     UnpairedConfig,
@@ -154,9 +157,25 @@ class ServeRMConfig:
     serve: ServeConfig
 
 
+@dataclass(frozen=True)
+class BatchInferenceConfig:
+    """Answers to many prompts, or rewards of many answers"""
+
+    inference: InferenceConfig
+    model: ModelConfig
+    data: DataConfig
+    dataset: DatasetConfig
+    generation: GenerationConfig
+    sampling: SamplingConfig
+    deepspeed: DeepSpeedConfig
+    train: TrainConfig
+
+
 TrainCommand = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig | PPOConfig
-Command = TrainCommand | ServeRMConfig
-C = TypeVar("C", SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig, ServeRMConfig)
+Command = TrainCommand | ServeRMConfig | BatchInferenceConfig
+C = TypeVar(
+    "C", SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig, ServeRMConfig, BatchInferenceConfig
+)
 
 DEFAULTS: dict[type[Command], dict[str, Any]] = {
     SFTConfig: {
@@ -210,6 +229,7 @@ DEFAULTS: dict[type[Command], dict[str, Any]] = {
         "wandb_project": "openrlhf_train_ppo",
     },
     ServeRMConfig: {},
+    BatchInferenceConfig: {"output_key": "output", "zero_stage": 0, "seed": 1234},
 }
 
 # Of the commands that log.
@@ -222,6 +242,12 @@ RUN_PREFIX: dict[type[Command], str] = {
     PRMConfig: "prm_",
     PPOConfig: "ppo_",
 }
+
+
+def all_but(group: type, *taken: str) -> frozenset[str]:
+    """The flags of a group that a command does without when it takes only these."""
+    return frozenset(f.name for f in fields(group)) - set(taken)
+
 
 HIDDEN = "true"  # as in --use_wandb true: the machine is logged in, or WANDB_API_KEY is set
 
@@ -240,6 +266,16 @@ WITHOUT: dict[type[Command], frozenset[str]] = {
     ),
     PPOConfig: frozenset(),
     ServeRMConfig: frozenset(),
+    BatchInferenceConfig: frozenset().union(
+        all_but(
+            ModelConfig,
+            *("pretrain", "bf16", "flash_attn", "disable_fast_tokenizer", "tokenizer_chat_template"),
+            *("value_head_prefix", "trust_remote_code"),
+        ),
+        {"eval_dataset", "eval_split", "train_split", "multiturn", "pretrain_mode"},
+        all_but(DeepSpeedConfig, "zero_stage"),
+        all_but(TrainConfig, "seed", "full_determinism", "local_rank"),
+    ),
 }
 
 

@@ -24,7 +24,7 @@ def required(help: str) -> Any:
 class ModelConfig:
     """Model"""
 
-    pretrain: str = required("model to train: a Hugging Face folder or hub name")
+    pretrain: str = required("model: a Hugging Face folder or hub name")
     bf16: bool = flag(False, "compute in bfloat16")
     flash_attn: bool = flag(False, "use FlashAttention 2")
     packing_samples: bool = flag(False, "lay the samples of a micro-batch end to end instead of padding them")
@@ -60,11 +60,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Training data"""
+    """Data set"""
 
-    dataset: str = required("training data: files, folders or hub names, separated by commas")
+    dataset: str = required("rows: files, folders or hub names, separated by commas")
     dataset_probs: str | None = flag(None, "share of each part of --dataset, as in 0.3,0.7; they sum to 1")
-    dataset_split: str = flag("train", "split of the training data")
+    dataset_split: str = flag("train", "split of the rows")
     train_split: str = flag("train", "kept so that old command lines are understood; use --dataset_split")
     output_key: str | None = flag(None, "column of the answer")
     max_len: int = flag(2048, "longest sample in tokens; longer ones are cut")
@@ -196,6 +196,53 @@ class DistillationConfig:
     teacher_model: str = required("model to learn from: a Hugging Face folder or hub name")
     kd_coef: float = flag(0.4, "weight of the teacher's distribution; the answers of the data get the rest up to 1")
     teacher_offload: bool = flag(False, "keep the teacher in host memory while it waits")
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """Batch inference"""
+
+    output_path: str = required("file of the rows that are written, one JSON object a line")
+    eval_task: str | None = flag(
+        None, "generate (answers by Transformers), generate_vllm (answers by vLLM) or rm (rewards of answers)"
+    )
+    micro_batch_size: int = flag(16, "rows in one forward pass of one GPU")
+    post_processor: str | None = flag(
+        None,
+        "what becomes of rows with rewards: rs (best answer), csft (reward in the prompt), iter_dpo (best and worst)",
+    )
+    normalize_reward: bool = flag(False, "standardise the rewards over the rows before csft writes them")
+    reward_template: str | None = flag(
+        None, "prompt that csft writes, from {input} and {reward}; without it '{input} <rm_score>: {reward} '"
+    )
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Generation"""
+
+    prompt_max_len: int = flag(1024, "longest prompt in tokens; of longer ones the end is kept")
+    max_new_tokens: int = flag(1024, "longest answer in tokens")
+    best_of_n: int = flag(1, "answers to each prompt")
+    iter: int | None = flag(None, "use only the prompts of this iteration, from 0, --rollout_batch_size of them")
+    rollout_batch_size: int = flag(2048, "prompts of one iteration")
+    tp_size: int | None = flag(None, "GPUs that vLLM spreads the model over; without it all there are, at least 1")
+    max_num_seqs: int = flag(256, "answers that vLLM writes at a time")
+    enable_prefix_caching: bool = flag(False, "let vLLM keep the attention cache of shared prompt beginnings")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Sampling"""
+
+    greedy_sampling: bool = flag(False, "take the likeliest token each time")
+    top_p: float = flag(1.0, "sample from the smallest set of tokens with this probability")
+    temperature: float = flag(1.0, "sampling temperature")
+    repetition_penalty: float = flag(
+        1.0, "divide the positive logits of tokens that were there before, multiply others"
+    )
+    enable_csft: bool = flag(False, "put --csft_prompt and a space behind each prompt")
+    csft_prompt: str = flag("<rm_score>: 5.00", "reward that a model of conditional SFT is asked for")
 
 
 @dataclass(frozen=True)

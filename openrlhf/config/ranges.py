@@ -30,6 +30,7 @@ RANGES = (
             *("ref_num_nodes", "ref_num_gpus_per_node", "reward_num_nodes", "reward_num_gpus_per_node"),
             *("vllm_num_engines", "vllm_tensor_parallel_size", "ds_tensor_parallel_size"),
             *("ring_attn_size", "ring_head_stride", "lora_alpha", "batch_size"),
+            *("micro_batch_size", "max_new_tokens", "best_of_n", "tp_size", "max_num_seqs"),
         ),
     ),
     Range(
@@ -38,10 +39,14 @@ RANGES = (
         (
             *("seed", "l2", "max_norm", "learning_rate", "actor_learning_rate", "critic_learning_rate"),
             *("init_kl_coef", "eval_temperature", "aux_loss_coef", "lora_rank", "nll_loss_coef"),
-            *("desirable_loss_weight", "undesirable_loss_weight"),
+            *("desirable_loss_weight", "undesirable_loss_weight", "iter"),
         ),
     ),
-    Range("above 0", lambda x: x > 0, ("temperature", "eps_clip", "value_clip", "kl_target", "beta")),
+    Range(
+        "above 0",
+        lambda x: x > 0,
+        ("temperature", "repetition_penalty", "eps_clip", "value_clip", "kl_target", "beta"),
+    ),
     Range("above 0 and at most 1", lambda x: 0 < x <= 1, ("top_p", "vllm_gpu_memory_utilization")),
     Range(
         "between 0 and 1",

@@ -11,6 +11,7 @@ from typing import Any
 
 from openrlhf.config.commands import (
     DEFAULTS,
+    BatchInferenceConfig,
     Command,
     DPOConfig,
     KDConfig,
@@ -26,6 +27,7 @@ from openrlhf.config.commands import (
 )
 from openrlhf.config.derived import critic_source, needs_deepspeed, reference_source, role_sizes, starts_from
 from openrlhf.config.groups import TrainConfig
+from openrlhf.config.inference_rules import INFERENCE_RULES
 from openrlhf.config.not_built import check_built
 from openrlhf.config.ranges import check_ranges
 
@@ -129,7 +131,7 @@ def adapters(config: TrainCommand) -> None:
 # Supervised fine-tuning and distillation.
 
 
-def dataset_shares(config: SFTConfig | KDConfig) -> None:
+def dataset_shares(config: SFTConfig | KDConfig | BatchInferenceConfig) -> None:
     shares(config.dataset.dataset, config.dataset.dataset_probs, "dataset")
 
 
@@ -392,6 +394,7 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
         synced_adapters, engines, workers, colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (),
+    BatchInferenceConfig: (*INFERENCE_RULES, template, dataset_shares),
 }  # fmt: skip
 
 

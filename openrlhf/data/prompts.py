@@ -25,12 +25,13 @@ def load_prompts(
     data: DataConfig,
     prompts: PromptConfig,
     flag: str = "--prompt_data",
+    ending: str = "",
 ) -> list[Prompt]:
     """One prompt a usable row, in order; ``id`` is the row number, counted from 0.
 
-    ``text`` is the whole rendered prompt. Of more than ``prompt_max_len`` tokens the last are kept, so that the
-    generation prompt stays. The column ``datasource`` names the source. Empty prompts are dropped. What was dropped
-    or shortened is logged as one warning.
+    ``text`` is the whole rendered prompt and ``ending`` behind it. Of more than ``prompt_max_len`` tokens the last are
+    kept, so that the generation prompt stays. The column ``datasource`` names the source. Empty prompts are dropped.
+    What was dropped or shortened is logged as one warning.
 
     ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
     naming it, and when no row is usable.
@@ -39,7 +40,7 @@ def load_prompts(
     read: list[Prompt] = []
     for number, row in enumerate(rows):
         try:
-            text, label = _text(row, tokenizer, data), _label(row, prompts.label_key)
+            text, label = _text(row, tokenizer, data) + ending, _label(row, prompts.label_key)
             read.append(Prompt(number, text, [], label, str(row.get("datasource") or "default")))
         except UnusableRow as kind:
             report.drop(str(kind), number)

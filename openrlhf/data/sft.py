@@ -37,12 +37,28 @@ def sft_samples(
     ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
     naming it, and when no row is usable.
     """
-    read, finish = _reader(tokenizer, data, dataset), _finisher(tokenizer, dataset)
     report = DropReport()
-    samples: list[Sample] = []
+    kept = encoded_rows(rows, tokenizer, data, dataset, report, flag)
+    samples = [Sample(torch.tensor(ids), torch.tensor(mask), group=number) for number, _, (ids, mask) in kept]
+    if not samples:
+        raise ValueError(f"no row of {flag} can be trained on: {report.line()}")
+    return samples, report
+
+
+def encoded_rows(
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    dataset: DatasetConfig,
+    report: DropReport,
+    flag: str,
+) -> Iterator[tuple[int, MarkedText, Encoded]]:
+    """Row number, text and what the model reads, of each usable row; ``report`` counts them all. Raises ValueError
+    for a row that does not fit the flags."""
+    read, finish = _reader(tokenizer, data, dataset), _finisher(tokenizer, dataset)
     for chunk in _chunks(_texts(rows, read, report, flag)):
         encoded = encode(tokenizer, [text for _, text in chunk])
-        for (number, _), tokens in zip(chunk, encoded, strict=True):
+        for (number, text), tokens in zip(chunk, encoded, strict=True):
             try:
                 ids, mask = finish(tokens)
             except UnusableRow as kind:
@@ -50,11 +66,8 @@ def sft_samples(
                 continue
             if ids[: len(tokens[0])] != tokens[0]:
                 report.shorten("text over --max_len", number)
-            samples.append(Sample(torch.tensor(ids), torch.tensor(mask), group=number))
-    report.kept = len(samples)
-    if not samples:
-        raise ValueError(f"no row of {flag} can be trained on: {report.line()}")
-    return samples, report
+            report.kept += 1
+            yield number, text, (ids, mask)
 
 
 def _reader(tokenizer: PreTrainedTokenizerBase, data: DataConfig, dataset: DatasetConfig) -> Reader:

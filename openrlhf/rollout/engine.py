@@ -13,6 +13,7 @@ from torch import Tensor
 class SamplingParams:
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
+    repetition_penalty: float = 1.0  # above 1 makes tokens of the prompt and of the response so far less likely
     max_new_tokens: int = 1024
     stop_token_ids: tuple[int, ...] = ()  # end a response and stay in it
     seed: int | None = None

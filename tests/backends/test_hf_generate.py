@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from openrlhf.backends import hf_generate
-from openrlhf.backends.hf_generate import HFGenerate, top_p_cut
+from openrlhf.backends.hf_generate import HFGenerate, penalize, top_p_cut
 from openrlhf.config.groups import ModelConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm
@@ -53,14 +53,32 @@ def test_greedy_with_absolute_positions_too() -> None:
     check_greedy(GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, bos_token_id=None, eos_token_id=1, **sizes)).eval())
 
 
-def check_greedy(hf: PreTrainedModel) -> None:
-    answers = HFGenerate(hf).generate(PROMPTS, SamplingParams(temperature=0, max_new_tokens=10, stop_token_ids=(1,)))
+@pytest.mark.parametrize("penalty", [0.6, 1.3, 5.0])
+def test_a_repetition_penalty_equals_transformers_too(penalty: float) -> None:
+    """Also among rows of other lengths, where padding must not count as a token that was there."""
+    model = build(dtype=torch.float32).eval()
+    answers = check_greedy(model, repetition_penalty=penalty)
+    plain = check_greedy(model)
+    assert [a.token_ids for a in answers] != [a.token_ids for a in plain]
+
+
+def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones() -> None:
+    logits, seen = torch.tensor([[3.0, -3.0, 3.0, -3.0]]), torch.tensor([[True, True, False, False]])
+    assert penalize(logits, seen, 1.5).tolist() == [[2.0, -4.5, 3.0, -3.0]]
+
+
+def check_greedy(hf: PreTrainedModel, **params) -> list[Completion]:
+    stops = (1, 30, 31)  # some rows end early and leave the batch
+    answers = HFGenerate(hf).generate(
+        PROMPTS, SamplingParams(temperature=0, max_new_tokens=10, stop_token_ids=stops, **params)
+    )
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         expected = hf.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), do_sample=False,
-            max_new_tokens=10, eos_token_id=1, pad_token_id=0,
+            max_new_tokens=10, eos_token_id=list(stops), pad_token_id=0, **params,
         )  # fmt: skip
         assert answer.token_ids == expected[0, len(prompt) :].tolist()
+    return answers
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])

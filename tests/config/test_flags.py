@@ -1,4 +1,4 @@
-"""Every flag of the reference's seven commands exists, with its type and default, and every flag of ours has help."""
+"""Every flag of the reference's commands exists, with its type and default, and every flag of ours has help."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from openrlhf.algorithms.advantages import ADVANTAGE_ESTIMATORS
 from openrlhf.config.commands import (
     DEFAULTS,
+    BatchInferenceConfig,
     DPOConfig,
     KDConfig,
     KTOConfig,
@@ -28,7 +29,7 @@ from openrlhf.config.commands import (
     types,
 )
 from openrlhf.config.parse import parse_flags
-from tests.config.expected_flags import DPO, KD, KTO, PPO, PRM, RM, SERVE_RM, SFT
+from tests.config.expected_flags import BATCH_INFERENCE, DPO, KD, KTO, PPO, PRM, RM, SERVE_RM, SFT
 
 COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [
     (SFTConfig, SFT),
@@ -39,12 +40,16 @@ COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [
     (PRMConfig, PRM),
     (PPOConfig, PPO),
     (ServeRMConfig, SERVE_RM),
+    (BatchInferenceConfig, BATCH_INFERENCE),
 ]
 EXPECTED = [(command, name, *row) for command, table in COMMANDS for name, row in table.items()]
 IDS = [f"{command.__name__}-{name}" for command, name, _, _ in EXPECTED]
 # Without a default here, where the reference fails later; for KTO it downloads a model that nobody named.
-DIFFERENT = {(ServeRMConfig, "host"): "127.0.0.1"}  # no stranger reaches a server by default
-REQUIRED = {"pretrain", "dataset", "prompt_data", "teacher_model", "placeholder_token"}
+DIFFERENT = {
+    (ServeRMConfig, "host"): "127.0.0.1",  # no stranger reaches a server by default
+    (BatchInferenceConfig, "value_head_prefix"): "score",  # as everything that trains one here calls it
+}
+REQUIRED = {"pretrain", "dataset", "prompt_data", "teacher_model", "placeholder_token", "output_path"}
 # type in the table → words on the command line, and the value they mean
 EXAMPLES: dict[str, tuple[list[str], Any]] = {
     "int": (["7"], 7),
@@ -77,12 +82,13 @@ OURS: dict[type, set[str]] = {
     },
     PPOConfig: {"lr_scheduler", "tokenizer_chat_template", "dual_clip", "eps_clip_low_high", "local"},
     ServeRMConfig: {"token"},
+    BatchInferenceConfig: {"tokenizer_chat_template", "dataset_split"},
 }
 
 
 def test_the_tables_are_whole() -> None:
     assert (len(SFT), len(RM), len(DPO), len(PPO)) == (68, 68, 70, 120)
-    assert (len(KTO), len(KD), len(PRM)) == (62, 62, 58)
+    assert (len(KTO), len(KD), len(PRM), len(BATCH_INFERENCE)) == (62, 62, 58, 38)
     assert len(SERVE_RM) == 12
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from openrlhf.config import not_built
 from openrlhf.config.commands import (
+    BatchInferenceConfig,
     Command,
     DPOConfig,
     KDConfig,
@@ -32,6 +33,7 @@ PAIRS = {"pretrain": "model", "dataset": "a.jsonl"}
 KTO = {"pretrain": "model", "dataset": "a.jsonl", "output_key": "output"}
 KD = {"pretrain": "model", "dataset": "a.jsonl", "teacher_model": "teacher"}
 PRM = {"pretrain": "model", "dataset": "a.jsonl", "placeholder_token": "ки"}
+BATCH = {"pretrain": "model", "dataset": "a.jsonl", "output_path": "out.jsonl", "eval_task": "generate"}
 # Four GPUs for every role and engines on GPUs of their own.
 SIZES = {f"{role}_num_gpus_per_node": 4 for role in ("actor", "critic", "ref", "reward")}
 PPO = {"pretrain": "model", "prompt_data": "p.jsonl", "reward_pretrain": "rm", "vllm_num_engines": 2, **SIZES}
@@ -48,6 +50,7 @@ COMMANDS: dict[type[Command], dict[str, Any]] = {
     PRMConfig: PRM,
     PPOConfig: PPO,
     ServeRMConfig: {"reward_pretrain": "rm"},
+    BatchInferenceConfig: BATCH,
 }
 
 
@@ -247,6 +250,56 @@ def test_bad_kto_kd_prm(command: Any, changed: dict[str, Any], words: list[str])
 )
 def test_bad_kto_kd_prm_alike(command: Any, changed: dict[str, Any], words: list[str]) -> None:
     refused(build(command, COMMANDS[command] | changed), words)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"best_of_n": 4, "temperature": 0.7, "iter": 0, "rollout_batch_size": 8, "zero_stage": 1},
+        {"greedy_sampling": True, "repetition_penalty": 1.2, "enable_csft": True, "csft_prompt": " <rm_score>: 2.00"},
+        {"eval_task": "generate_vllm", "best_of_n": 4, "tp_size": 2, "max_num_seqs": 8, "enable_prefix_caching": True},
+        {"eval_task": "rm", "zero_stage": 3, "value_head_prefix": "value_head"},
+        {"eval_task": "rm", "post_processor": "rs"},
+        {"eval_task": "rm", "post_processor": "iter_dpo"},
+        {"eval_task": "rm", "post_processor": "csft", "normalize_reward": True, "reward_template": "{reward}: {input}"},
+    ],
+)
+def test_good_batch_inference(changed: dict[str, Any]) -> None:
+    check(build(BatchInferenceConfig, BATCH | changed))
+
+
+TASK_NAMES = ["--eval_task", "generate, generate_vllm or rm"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"eval_task": None}, [*TASK_NAMES, "must be given"]),
+        ({"eval_task": "generate_vlm"}, [*TASK_NAMES, "'generate_vlm'"]),
+        ({"post_processor": "rs"}, ["--eval_task generate", "--post_processor"]),
+        ({"tp_size": 2}, ["--eval_task generate", "--tp_size"]),
+        ({"eval_task": "generate_vllm", "zero_stage": 3}, ["--eval_task generate_vllm", "--zero_stage"]),
+        ({"eval_task": "rm", "best_of_n": 4, "iter": 1}, ["--eval_task rm", "--best_of_n, --iter"]),
+        ({"eval_task": "rm", "enable_csft": True}, ["--eval_task rm", "--enable_csft"]),
+        ({"eval_task": "rm", "post_processor": "dpo"}, ["--post_processor 'dpo'", "rs, csft or iter_dpo"]),
+        ({"eval_task": "rm", "normalize_reward": True}, ["--normalize_reward", "csft"]),
+        (
+            {"eval_task": "rm", "post_processor": "rs", "reward_template": "{input}{reward}"},
+            ["--reward_template", "csft"],
+        ),
+        (
+            {"eval_task": "rm", "post_processor": "csft", "reward_template": "{input} {}"},
+            ["--reward_template", "{reward}"],
+        ),
+        ({"csft_prompt": "<rm_score>: 1.00"}, ["--csft_prompt", "--enable_csft"]),
+        ({"greedy_sampling": True, "best_of_n": 2}, ["--greedy_sampling", "--best_of_n"]),
+        ({"dataset": "a,b", "dataset_probs": "0.5,0.6"}, ["--dataset_probs", "sum to 1"]),
+        ({"iter": -1}, ["--iter is -1", "at least 0"]),
+    ],
+)
+def test_bad_batch_inference(changed: dict[str, Any], words: list[str]) -> None:
+    refused(build(BatchInferenceConfig, BATCH | changed), words)
 
 
 @pytest.mark.parametrize(

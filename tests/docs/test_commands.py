@@ -15,6 +15,7 @@ from openrlhf.cli import demo
 from openrlhf.cli.main import VERBS
 from openrlhf.cluster.placement import plan
 from openrlhf.config.commands import (
+    BatchInferenceConfig,
     Command,
     DPOConfig,
     KDConfig,
@@ -39,6 +40,7 @@ CONFIGS: dict[str, type[Command]] = {
     "prm": PRMConfig,
     "ppo": PPOConfig,
     "serve_rm": ServeRMConfig,
+    "batch_inference": BatchInferenceConfig,
 }
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").rglob("*.sh"))
