@@ -31,7 +31,9 @@ class Group:
         sleeps: bool,
         executor: ThreadPoolExecutor,
         deadline_s: float,
+        sharing: int = 1,
     ) -> None:
+        """Each ``sharing`` neighbouring workers get the same rows."""
         self.role = role
         self.workers = list(workers)
         self.names = [f"{role} worker {i} of {len(workers)}" for i in range(len(workers))]
@@ -39,6 +41,7 @@ class Group:
         self.sleeps = sleeps
         self.executor = executor
         self.deadline_s = deadline_s
+        self.sharing = sharing
 
     def submit(self, verb: str, *args: Any) -> Future[list[Any]]:
         """Every worker runs ``verb`` with the same arguments; their answers in rank order."""
@@ -80,12 +83,16 @@ class Group:
             return self.call(verb, arguments)
 
     def _update_call(self, batch: Batch, args: tuple[Any, ...]) -> Metrics:
-        shards = shard(batch, len(self.workers))
-        return self._awake_call("update", [(rows, *args) for rows in shards])[0]
+        return self._awake_call("update", [(rows, *args) for rows in self._shards(batch)])[0]
 
     def _rows_call(self, verb: str, batch: Batch) -> Tensor:
-        shards = shard(batch, len(self.workers))
-        return merge(self._awake_call(verb, [(rows,) for rows in shards]), len(batch), batch.tokens.shape[1])
+        answers = self._awake_call(verb, [(rows,) for rows in self._shards(batch)])
+        return merge(answers[:: self.sharing], len(batch), batch.tokens.shape[1])
+
+    def _shards(self, batch: Batch) -> list[Batch]:
+        """The rows of each worker."""
+        parts = shard(batch, len(self.workers) // self.sharing)
+        return [rows for rows in parts for _ in range(self.sharing)]
 
 
 def shard(batch: Batch, ranks: int) -> list[Batch]:

@@ -19,6 +19,7 @@ from openrlhf.cluster.placement import plan
 from openrlhf.cluster.start import engine_dtype, gpus_there, start_engines, start_workers
 from openrlhf.cluster.weight_sync import WeightSync, sync_backend
 from openrlhf.config.commands import PPOConfig
+from openrlhf.config.derived import ranks_sharing_rows
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import Completion, SamplingParams
 from openrlhf.rollout.rewards import load_reward_function
@@ -166,7 +167,10 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
         for pool in placement.pools:
             for role, workers in start_workers(pool, config, gpus, deadline_s).items():
                 handles += workers
-                groups[role] = Group(role, workers, locks[pool.name], placement.roles_sleep, executor, deadline_s)
+                groups[role] = Group(
+                    role, workers, locks[pool.name], placement.roles_sleep, executor, deadline_s,
+                    ranks_sharing_rows(config),
+                )  # fmt: skip
         actor = groups["actor"]
         engines = Engines(start_engines(placement, config, gpus, actor.workers, deadline_s), deadline_s)
         handles += engines.engines

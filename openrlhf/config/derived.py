@@ -61,6 +61,11 @@ def needs_deepspeed(config: DeepSpeedConfig) -> list[str]:
     return [f"--{f.name}" for f in own if vars(config)[f.name] != f.default]
 
 
+def ranks_sharing_rows(config: PPOConfig) -> int:
+    """Neighbouring workers of a role that get the same rows: a ring or a tensor-parallel group, 1 without either."""
+    return config.model.ring_attn_size * config.deepspeed.ds_tensor_parallel_size
+
+
 def role_sizes(config: PPOConfig) -> dict[str, RoleSize]:
     """The roles of the run that hold a model, by the name their flags begin with: actor, critic, ref, reward."""
     place = config.placement

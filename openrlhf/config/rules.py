@@ -25,7 +25,14 @@ from openrlhf.config.commands import (
     defaults,
     flat,
 )
-from openrlhf.config.derived import critic_source, needs_deepspeed, reference_source, role_sizes, starts_from
+from openrlhf.config.derived import (
+    critic_source,
+    needs_deepspeed,
+    ranks_sharing_rows,
+    reference_source,
+    role_sizes,
+    starts_from,
+)
 from openrlhf.config.groups import TrainConfig
 from openrlhf.config.inference_rules import INFERENCE_RULES
 from openrlhf.config.not_built import check_built
@@ -308,7 +315,7 @@ def local(config: PPOConfig) -> None:
     if not config.placement.local:
         return
     default, values = defaults(PPOConfig), flat(config)
-    names = (vars(config.placement) | vars(config.vllm)).keys() - {"local"} | {"ref_reward_offload"}
+    names = (vars(config.placement) | vars(config.vllm)).keys() - {"local"} | {"ref_reward_offload", "ring_attn_size"}
     changed = [f"--{name}" for name in values if name in names and values[name] != default[name]]
     if idle := [*changed, *needs_deepspeed(config.deepspeed)]:
         raise ValueError(f"--local uses neither Ray nor DeepSpeed nor vLLM: leave out {', '.join(idle)}.")
@@ -327,19 +334,29 @@ def engines(config: PPOConfig) -> None:
 
 
 def workers(config: PPOConfig) -> None:
-    """Every role gets the same share of a rollout batch on each worker, and trains in whole micro-batches."""
+    """Every role gets the same share of a rollout batch on each data-parallel rank, and trains in whole micro-batches.
+
+    The workers of a ring or a tensor-parallel group get the same rows and count as one.
+    """
     if config.placement.local:
         return
-    samples = _samples(config)
+    samples, sharing = _samples(config), ranks_sharing_rows(config)
+    by = "--ring_attn_size" if config.model.ring_attn_size > 1 else "--ds_tensor_parallel_size"
     for role, size in role_sizes(config).items():
         flags = f"--{role}_num_nodes × --{role}_num_gpus_per_node"
-        if samples % size.workers:
+        if size.workers % sharing:
+            raise ValueError(
+                f"{by} {sharing} does not divide the {size.workers} workers of {flags}: choose a multiple of {sharing}."
+            )
+        parts = size.workers // sharing
+        flags += f" / {by}" if sharing > 1 else ""
+        if samples % parts:
             raise ValueError(
                 f"--rollout_batch_size × --n_samples_per_prompt = {samples} samples cannot be shared equally by "
-                f"{size.workers} workers ({flags}): choose a multiple of {size.workers}."
+                f"{parts} workers ({flags}): choose a multiple of {parts}."
             )
         if role in ("actor", "critic"):
-            check_workers(config.train, size.workers, f" ({flags})")
+            check_workers(config.train, parts, f" ({flags})")
 
 
 def colocation(config: PPOConfig) -> None:

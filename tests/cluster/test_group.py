@@ -1,12 +1,15 @@
 """Cutting a batch over ranks and putting the answers together, without Ray's processes."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from openrlhf.types import Sample, collate
 
 pytest.importorskip("ray")
-from openrlhf.cluster.group import merge, shard
+from openrlhf.cluster.group import Group, merge, shard
 
 
 def batch_of(lengths: list[int]):
@@ -41,3 +44,17 @@ def test_the_mini_batches_of_all_ranks_are_those_of_one(ranks):
 def test_filled_rows_carry_no_loss():
     shards = shard(batch_of([2, 2, 2]), 2)
     assert sum(int(part.action_mask.sum()) for part in shards) == 6
+
+
+def test_workers_of_a_ring_get_the_same_rows_and_answer_once():
+    batch = batch_of([3, 1, 4, 1, 5])
+    group = Group("actor", [object()] * 4, threading.RLock(), False, ThreadPoolExecutor(1), 1.0, sharing=2)
+    asked = []
+
+    def answer(verb, arguments):
+        asked.extend(rows.tokens[:, 0].tolist() for (rows,) in arguments)
+        return [rows.tokens[:, 0].float() + worker % 2 for worker, (rows,) in enumerate(arguments)]
+
+    group.call = answer
+    assert group.submit_rows("rewards", batch).result(timeout=5).tolist() == [0, 1, 2, 3, 4]
+    assert asked == [[0, 2, 4], [0, 2, 4], [1, 3, 0], [1, 3, 0]]

@@ -98,10 +98,10 @@ PLACEMENTS = {
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 1 "
         "--reward_num_gpus_per_node 1 --vllm_num_engines 1"
     ),
-    "pairs together, ZeRO-3, packed": (
-        "--actor_num_gpus_per_node 1 --critic_num_gpus_per_node 1 --ref_num_gpus_per_node 1 "
-        "--reward_num_gpus_per_node 1 --vllm_num_engines 1 --colocate_actor_ref --colocate_critic_reward "
-        "--zero_stage 3 --packing_samples"
+    "pairs together on rings of two, ZeRO-3, packed": (
+        "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
+        "--reward_num_gpus_per_node 2 --vllm_num_engines 1 --colocate_actor_ref --colocate_critic_reward "
+        "--zero_stage 3 --packing_samples --ring_attn_size 2"
     ),
     "all together with sleeps, two engines, ZeRO-3": (
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "

@@ -39,6 +39,7 @@ SIZES = {f"{role}_num_gpus_per_node": 4 for role in ("actor", "critic", "ref", "
 PPO = {"pretrain": "model", "prompt_data": "p.jsonl", "reward_pretrain": "rm", "vllm_num_engines": 2, **SIZES}
 FILE = {**PPO, "reward_pretrain": None, "remote_rm_url": "reward.py"}
 GROUPS = {"advantage_estimator": "rloo", "n_samples_per_prompt": 4}
+RING = {"ring_attn_size": 2, "packing_samples": True}
 SHARED = {"colocate_all_models": True, "vllm_num_engines": 4}
 LOCAL = {"pretrain": "model", "prompt_data": "p.jsonl", "remote_rm_url": "reward.py", "local": True}
 COMMANDS: dict[type[Command], dict[str, Any]] = {
@@ -340,6 +341,19 @@ def test_bad_batch_inference(changed: dict[str, Any], words: list[str]) -> None:
             PPO | {"rollout_batch_size": 128, "reward_num_gpus_per_node": 3},
             ["128 samples", "3 workers", "--reward_num_nodes × --reward_num_gpus_per_node", "multiple of 3"],
         ),
+        (
+            PPO | RING | {"reward_num_gpus_per_node": 3},
+            ["--ring_attn_size 2 does not divide the 3 workers of --reward_"],
+        ),
+        (
+            PPO | RING | {"critic_num_gpus_per_node": 128},
+            ["--train_batch_size 128", "64 workers", "--critic_num_gpus_per_node / --ring_attn_size"],
+        ),
+        (
+            PPO | RING | {"rollout_batch_size": 128, "reward_num_gpus_per_node": 6},
+            ["128 samples", "3 workers", "--reward_num_gpus_per_node / --ring_attn_size", "multiple of 3"],
+        ),
+        (LOCAL | RING, ["--local", "--ring_attn_size"]),
         (PPO | {"ref_num_nodes": 3}, ["1024 samples", "12 workers", "--ref_num_nodes"]),
         (PPO | SHARED | {"ref_num_gpus_per_node": 2}, ["--colocate_all_models", "actor, critic, ref, reward", "1 × 2"]),
         (PPO | {"colocate_actor_ref": True, "ref_num_gpus_per_node": 2}, ["--colocate_actor_ref", "1 × 4, 1 × 2"]),
