@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache, partial
@@ -36,6 +36,7 @@ from openrlhf.backends import deepspeed_states
 from openrlhf.backends.deepspeed_config import clips_by_hand, frozen_config, train_config
 from openrlhf.backends.layout import Layout
 from openrlhf.backends.local import lr_schedule
+from openrlhf.backends.pieces import load_pieces, load_schedule, save_pieces
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model, saved_tensors
@@ -182,13 +183,42 @@ class DeepSpeedTrain:
         """Write a Hugging Face folder, or a PEFT folder for an adapter. Collective: rank 0 gathers what it writes in
         host memory."""
         tensors = _whole(saved_tensors(self.model.module.hf))
-        if self.layout.writes:
-            weights = {name: tensor.to("cpu", copy=True) for name, tensor in tensors}
-            save_model(self.model.module, folder, tokenizer, weights)
-        else:
-            for _ in tensors:
-                pass
-        dist.barrier()
+        try:
+            if self.layout.writes:
+                weights = {name: tensor.to("cpu", copy=True) for name, tensor in tensors}
+                save_model(self.model.module, folder, tokenizer, weights)
+            else:
+                for _ in tensors:
+                    pass
+        finally:
+            dist.barrier()  # also when the disk is full: the others wait here
+
+    def anywhere(self, here: bool) -> bool:
+        """Whether any process says so. Collective."""
+        said = torch.tensor(float(here), device=self.device)
+        dist.all_reduce(said, dist.ReduceOp.MAX)
+        return bool(said.item())
+
+    def state(self) -> dict[str, Any]:
+        """This process's pieces of the trained weights and moments, and the schedule."""
+        layout = self.layout
+        shared = f" in tensor-parallel groups of {layout.tensor}" if layout.tensor > 1 else ""
+        return {
+            "rank": layout.rank,
+            "layout": f"{layout.world} processes at ZeRO stage {self.model.zero_optimization_stage()}{shared}",
+            "pieces": save_pieces(deepspeed_states.pieces(self.model, layout), self.model.basic_optimizer),
+            "schedule": self.model.lr_scheduler.state_dict(),
+        }
+
+    def load_state(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        """Fill this process's pieces from those of all processes that saved, and renew the weights. Collective."""
+        load_pieces(
+            deepspeed_states.own_pieces(self.model, self.layout),
+            self.model.basic_optimizer,
+            [part["pieces"] for part in saved],
+        )
+        deepspeed_states.renew_weights(self.model)
+        load_schedule(self.model.lr_scheduler, self.model.basic_optimizer, saved[0]["schedule"])
 
     def offload(self) -> None:
         """Weights, master weights and optimizer moments to host memory until ``onload``."""

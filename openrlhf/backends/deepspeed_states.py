@@ -1,4 +1,5 @@
-"""Sleep and wake of an engine: what it keeps on its device between two steps, to host memory and back, bit for bit.
+"""What an engine keeps between two steps: where each weight's master copy is, for checkpoints, and sleep and wake:
+everything on the device to host memory and back, bit for bit.
 
 Whole storages are moved, not tensors: DeepSpeed's flat buffers are seen through many views, and a storage that is
 emptied and filled again in place keeps every one of them valid, whichever ZeRO stage, dtype or adapter made them.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from deepspeed import DeepSpeedEngine
@@ -16,6 +18,9 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
+
+from openrlhf.backends.layout import Layout
+from openrlhf.backends.pieces import Piece, whole_weights
 
 
 @dataclass
@@ -78,6 +83,62 @@ def scratch_tensors(engine: DeepSpeedEngine) -> Iterator[Tensor]:
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         yield engine.optimizer.grad_partitions_flat_buffer
         yield from (bucket.buffer for bucket in engine.optimizer.ipg_buckets.values() if bucket.buffer is not None)
+
+
+def pieces(engine: DeepSpeedEngine, layout: Layout) -> list[Piece]:
+    """Where this process holds what it alone has to save: at stage 0 in float32 the first copy of several speaks."""
+    own = own_pieces(engine, layout)
+    return [] if engine.basic_optimizer is engine.optimizer and layout.rank >= layout.tensor else own
+
+
+def own_pieces(engine: DeepSpeedEngine, layout: Layout) -> list[Piece]:
+    """Where this process holds the float32 weights and moments that it steps."""
+    names = _trained(engine, layout)
+    if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return list(_stage3_pieces(engine.optimizer, names))
+    if engine.basic_optimizer is engine.optimizer:
+        return whole_weights((name, parameter) for parameter, name in names.items())
+    groups = [group["params"][0] for group in engine.basic_optimizer.param_groups]
+    return [
+        Piece(name, parameter.numel(), here.lp_fragment_address.start, here.lp_fragment_address.numel,
+              groups[here.param_group_index], here.hp_fragment_address.start)
+        for parameter, name in names.items()
+        if (here := parameter._hp_mapping) is not None
+    ]  # fmt: skip
+
+
+def _trained(engine: DeepSpeedEngine, layout: Layout) -> dict[Any, str]:
+    """Trained weights and their names; where tensor-parallel ranks hold different parts of one, a name for each."""
+    part = f"part {layout.rank % layout.tensor}: " if layout.tensor > 1 else ""
+    return {p: part + name for name, p in engine.module.named_parameters() if p.requires_grad}
+
+
+def _stage3_pieces(optimizer: DeepSpeedZeroOptimizer_Stage3, names: dict[Any, str]) -> Iterator[Piece]:
+    for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+        offset = 0
+        for parameter in group:
+            share = parameter.partition_numel()
+            start = share * optimizer._get_param_partition_rank(parameter)
+            size = min(share, parameter.ds_numel - start)  # the last shares are padded
+            if size > 0:
+                yield Piece(names[parameter], parameter.ds_numel, start, size, flat, offset)
+            offset += share
+
+
+def renew_weights(engine: DeepSpeedEngine) -> None:
+    """The weights that the model computes with, from the float32 ones, as after a step. Collective."""
+    optimizer = engine.optimizer
+    if optimizer is engine.basic_optimizer:
+        return
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        optimizer.update_lp_params()
+        return
+    optimizer._partition_all_parameters()
+    for number in range(len(optimizer.fp16_groups)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(number)
+    if optimizer.persistent_parameters:
+        optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    optimizer.invalidate_secondary_tensor()
 
 
 def _storages(tensors: Iterable[Tensor], device: torch.device) -> Iterator[torch.UntypedStorage]:

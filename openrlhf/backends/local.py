@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
+from openrlhf.backends.pieces import load_pieces, load_schedule, save_pieces, whole_weights
 from openrlhf.config.groups import OptimConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model
@@ -80,6 +81,22 @@ class LocalTrain:
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         save_model(self.model, folder, tokenizer)
+
+    def anywhere(self, here: bool) -> bool:
+        return here
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "rank": 0,
+            "layout": "one process without DeepSpeed",
+            "pieces": save_pieces(whole_weights(self.model.named_parameters()), self.optimizer),
+            "schedule": self.scheduler.state_dict(),
+        }
+
+    def load_state(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        pieces = whole_weights(self.model.named_parameters())
+        load_pieces(pieces, self.optimizer, [part["pieces"] for part in saved])
+        load_schedule(self.scheduler, self.optimizer, saved[0]["schedule"])
 
     def offload(self) -> None:
         """Nothing: one process keeps its model where it is."""

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import datasets
 import numpy
 import torch
 import transformers
 
-from openrlhf.config.groups import TrainConfig
+from openrlhf.config.groups import CheckpointConfig, TrainConfig
+
+
+def check_folders(checkpoint: CheckpointConfig) -> None:
+    """Raise ValueError when ``--ckpt_path`` is to be written and cannot be."""
+    if checkpoint.save_steps < 0:
+        return
+    folder = Path(checkpoint.ckpt_path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"--ckpt_path {folder} cannot be written ({error.strerror}): name another folder.") from error
 
 
 def prepare_process(train: TrainConfig) -> None:

@@ -19,11 +19,15 @@ BAD_INPUT = 2  # the exit code of a bad command line too
 def run_command(run: Callable[[C], None], config: C) -> None:
     """``run(config)``. A ValueError or ImportError that this package raises ends the process with its sentence.
 
-    The exit code is 2. Errors from elsewhere (torch, the user's reward function) keep their traceback, and with
-    ``OPENRLHF_TRACEBACK=1`` so do ours.
+    The exit code is 2; a run that a signal stopped has said how to go on and ends with 0. Errors from elsewhere (torch,
+    the user's reward function) keep their traceback, and with ``OPENRLHF_TRACEBACK=1`` so do ours.
     """
+    from openrlhf.training.checkpoints import Stopped  # here, so that --help does not wait for torch
+
     try:
         run(config)
+    except Stopped:
+        return
     except (ValueError, ImportError) as error:
         if os.environ.get("OPENRLHF_TRACEBACK") == "1" or not _ours(error.__traceback__):
             raise

@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openrlhf.backends.choose import choose_train_engine
+from openrlhf.cli.process import check_folders, prepare_process
 from openrlhf.config.commands import DPOConfig, KDConfig, KTOConfig, PRMConfig, RMConfig, SFTConfig
+from openrlhf.config.identity import decisive
 from openrlhf.config.parse import flat, write_yaml
+from openrlhf.data.fingerprint import fingerprint_samples
 from openrlhf.data.load import load_rows
 from openrlhf.data.report import DropReport
 from openrlhf.data.rows import Row
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.value_head import ScoreModel
+from openrlhf.training.checkpoint_part import EnginePart, EngineTeam
+from openrlhf.training.checkpoints import Checkpoints
 from openrlhf.training.fit import Task, fit, total_steps
 from openrlhf.training.log import RunLog
 from openrlhf.training.roles import TrainEngine
+from openrlhf.training.signals import stop_requests
 from openrlhf.types import Sample
+
+DEADLINE_S = 3600.0  # of the writing or reading of one checkpoint
 
 Supervised = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig
 # rows, the flag they came from → samples, those of an example next to each other
@@ -41,6 +49,17 @@ class Source(Protocol):
 def is_first() -> bool:
     """Whether this process writes and speaks. The launchers set RANK; a process alone is the first."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def start(config: Supervised) -> None:
+    """What a command does before it reads or loads anything: seeds, and folders that can be written.
+
+    Raises ValueError naming the flag of a folder that cannot.
+    """
+    prepare_process(config.train)
+    if is_first():
+        check_folders(config.checkpoint)
+        write_yaml(config, Path(config.checkpoint.save_path) / "run_config.yaml")
 
 
 def read(config: Supervised, source: Source, encode: Encode) -> tuple[list[Sample], list[Sample]]:
@@ -79,16 +98,18 @@ def train(
     evaluation: Sequence[Sample],
     tokenizer: Any,
 ) -> None:
-    """``fit`` with a log in ``--save_path``."""
-    folder = Path(config.checkpoint.save_path)
-    if is_first():
-        write_yaml(config, folder / "run_config.yaml")
-    log = RunLog(folder, config.log, flat(config), writes=is_first())
-    log.start(total_steps(len(samples) // task.rows, config.train), title)
-    try:
-        fit(engine, task, samples, evaluation, config.train, config.log, log, tokenizer.pad_token_id)
-    finally:
-        log.close()
+    """``fit`` with a log in ``--save_path`` and checkpoints in ``--ckpt_path``."""
+    folder, kept = Path(config.checkpoint.save_path), config.checkpoint
+    with stop_requests(kept.save_steps > 0 and not kept.disable_ds_ckpt) as stop:
+        made_by = {**decisive(config), "the rows of --dataset": fingerprint_samples(samples)}
+        parts, weights = {"": EnginePart(engine, tokenizer)}, {"": "_hf"}
+        checkpoints = Checkpoints(kept, made_by, parts, weights, EngineTeam(engine), stop, DEADLINE_S)
+        log = RunLog(folder, config.log, flat(config), writes=is_first(), done=checkpoints.start.step)
+        log.start(total_steps(len(samples) // task.rows, config.train), title)
+        try:
+            fit(engine, task, samples, evaluation, config.train, config.log, log, tokenizer.pad_token_id, checkpoints)
+        finally:
+            log.close()
 
 
 def save(config: Supervised, engine: TrainEngine, tokenizer: Any) -> None:

@@ -19,8 +19,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(config: DPOConfig) -> None:
     """Pairs → ``fit`` against a frozen reference → a Hugging Face folder at ``--save_path``."""
     from openrlhf.backends.choose import choose_reference_engine
-    from openrlhf.cli.process import prepare_process
-    from openrlhf.cli.supervised import read, save, train, train_engine
+    from openrlhf.cli.supervised import read, save, start, train, train_engine
     from openrlhf.config.derived import reference_source
     from openrlhf.data.paired import paired_samples
     from openrlhf.data.report import DropReport
@@ -33,7 +32,7 @@ def run(config: DPOConfig) -> None:
     from openrlhf.training.update import pair_mean
     from openrlhf.types import Batch, Sample
 
-    prepare_process(config.train)
+    start(config)
     data, pairs, model, preference = config.data, config.pairs, config.model, config.preference
     tokenizer = load_tokenizer(model.pretrain, model)
 

@@ -21,8 +21,7 @@ def run(config: KDConfig) -> None:
     Raises ValueError when the teacher's tokenizer has another vocabulary than the student's.
     """
     from openrlhf.backends.choose import choose_forward_engine
-    from openrlhf.cli.process import prepare_process
-    from openrlhf.cli.supervised import read, save, train, train_engine
+    from openrlhf.cli.supervised import read, save, start, train, train_engine
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.data.sft import sft_samples
@@ -33,7 +32,7 @@ def run(config: KDConfig) -> None:
     from openrlhf.training.fit import Task
     from openrlhf.types import Sample
 
-    prepare_process(config.train)
+    start(config)
     data, dataset, model, distillation = config.data, config.dataset, config.model, config.distillation
     tokenizer = load_tokenizer(model.pretrain, model)
     vocabulary = tokenizer.get_vocab()

@@ -19,8 +19,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(config: KTOConfig) -> None:
     """Labelled answers → ``fit`` against the frozen start of the model → a Hugging Face folder at ``--save_path``."""
     from openrlhf.backends.choose import choose_reference_engine
-    from openrlhf.cli.process import prepare_process
-    from openrlhf.cli.supervised import read, save, train, train_engine
+    from openrlhf.cli.supervised import read, save, start, train, train_engine
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.data.unpaired import unpaired_samples
@@ -32,7 +31,7 @@ def run(config: KTOConfig) -> None:
     from openrlhf.training.update import pair_mean
     from openrlhf.types import Batch, Sample
 
-    prepare_process(config.train)
+    start(config)
     data, unpaired, model, kto = config.data, config.unpaired, config.model, config.kto
     tokenizer = load_tokenizer(model.pretrain, model)
 

@@ -17,8 +17,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: PRMConfig) -> None:
     """Solutions with labelled steps → ``fit`` → a Hugging Face folder at ``--save_path``."""
-    from openrlhf.cli.process import prepare_process
-    from openrlhf.cli.supervised import read, save, train, train_engine
+    from openrlhf.cli.supervised import read, save, start, train, train_engine
     from openrlhf.data.load import load_rows
     from openrlhf.data.process import process_samples, read_labels
     from openrlhf.data.report import DropReport
@@ -30,7 +29,7 @@ def run(config: PRMConfig) -> None:
     from openrlhf.training.fit import Task
     from openrlhf.types import Sample
 
-    prepare_process(config.train)
+    start(config)
     data, process, model = config.data, config.process, config.model
     tokenizer = load_tokenizer(model.pretrain, model)
     rows = load_rows(process.dataset, process.dataset_split, process.dataset_probs, data.max_samples, config.train.seed)

@@ -20,8 +20,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: RMConfig) -> None:
     """Pairs → ``fit`` → mean and std of the scores → a folder for AutoModelForSequenceClassification."""
-    from openrlhf.cli.process import prepare_process
-    from openrlhf.cli.supervised import read, save, train, train_engine
+    from openrlhf.cli.supervised import read, save, start, train, train_engine
     from openrlhf.data.paired import paired_samples
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
@@ -34,7 +33,7 @@ def run(config: RMConfig) -> None:
     from openrlhf.training.update import pair_mean
     from openrlhf.types import Sample
 
-    prepare_process(config.train)
+    start(config)
     data, pairs, model = config.data, config.pairs, config.model
     tokenizer = load_tokenizer(model.pretrain, model)
 

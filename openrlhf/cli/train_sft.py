@@ -17,8 +17,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: SFTConfig) -> None:
     """Rows → samples → ``fit`` → a Hugging Face folder at ``--save_path``."""
-    from openrlhf.cli.process import prepare_process
-    from openrlhf.cli.supervised import read, save, train, train_engine
+    from openrlhf.cli.supervised import read, save, start, train, train_engine
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.data.sft import sft_samples
@@ -28,7 +27,7 @@ def run(config: SFTConfig) -> None:
     from openrlhf.training.fit import Task
     from openrlhf.types import Sample
 
-    prepare_process(config.train)
+    start(config)
     data, dataset, model = config.data, config.dataset, config.model
     tokenizer = load_tokenizer(model.pretrain, model)
 

@@ -265,13 +265,13 @@ class CheckpointConfig:
 
     save_path: str = flag("./ckpt", "folder of the trained model")
     ckpt_path: str = flag("./ckpt/checkpoints", "folder of the checkpoints")
-    save_steps: int = flag(-1, "write a checkpoint every so many steps; -1 never")
+    save_steps: int = flag(-1, "write a checkpoint every so many steps; -1 never, only the trained model")
     max_ckpt_num: int = flag(3, "checkpoints to keep")
     max_ckpt_mem: int = flag(100_000_000, "gigabytes of checkpoints to keep")
-    load_checkpoint: bool = flag(False, "go on from the last checkpoint in --ckpt_path")
+    load_checkpoint: bool = flag(False, "go on from the newest checkpoint in --ckpt_path, or start when there is none")
     save_hf_ckpt: bool = flag(False, "write a Hugging Face folder with each checkpoint")
-    disable_ds_ckpt: bool = flag(False, "write no DeepSpeed state")
-    use_ds_universal_ckpt: bool = flag(False, "load a checkpoint in DeepSpeed's universal form")
+    disable_ds_ckpt: bool = flag(False, "write no state to go on from, only the folders of --save_hf_ckpt")
+    use_ds_universal_ckpt: bool = flag(False, "go on with other GPUs or another ZeRO stage than before")
 
 
 @dataclass(frozen=True)

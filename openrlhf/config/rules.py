@@ -135,6 +135,17 @@ def adapters(config: TrainCommand) -> None:
             raise ValueError(f"--{name} shapes LoRA adapters: give --lora_rank above 0 too.")
 
 
+def checkpoints(config: TrainCommand) -> None:
+    kept = config.checkpoint
+    if kept.save_steps > 0 and kept.disable_ds_ckpt and not kept.save_hf_ckpt:
+        raise ValueError("--disable_ds_ckpt leaves nothing to write every --save_steps: give --save_hf_ckpt too.")
+    for flag, given in {"save_hf_ckpt": kept.save_hf_ckpt, "disable_ds_ckpt": kept.disable_ds_ckpt}.items():
+        if given and kept.save_steps < 0:
+            raise ValueError(f"--{flag} says what a checkpoint holds: say with --save_steps how often to write one.")
+    if kept.use_ds_universal_ckpt and not kept.load_checkpoint:
+        raise ValueError("--use_ds_universal_ckpt says how a checkpoint is loaded: give --load_checkpoint too.")
+
+
 # Supervised fine-tuning and distillation.
 
 
@@ -397,7 +408,7 @@ def sleep(config: PPOConfig) -> None:
         )
 
 
-SHARED_RULES = (template, scheduler, ring, micro_batches, adapters)
+SHARED_RULES = (template, scheduler, ring, micro_batches, adapters, checkpoints)
 # Each command's rules, in the order in which they are asked; their argument is of that command's type.
 RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     SFTConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, multiturn, answers, evaluation),

@@ -12,6 +12,7 @@ from torch import Tensor
 from openrlhf.config.groups import LogConfig, TrainConfig
 from openrlhf.data.sampler import batches
 from openrlhf.objectives.loss import Objective
+from openrlhf.training.checkpoints import Checkpoints, Progress
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.metric_names import EVALUATED
 from openrlhf.training.roles import TrainEngine
@@ -43,13 +44,16 @@ def fit(
     log_config: LogConfig,
     log: RunLog,
     pad_token_id: int,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Train for ``max_epochs`` over ``samples``, ``task.rows`` of which make an example; batch sizes count examples.
+    With ``checkpoints`` from where they start.
 
     Evaluates every ``eval_steps`` steps, or at the end of each epoch for −1, when there are evaluation rows.
     """
-    order = batches(len(samples) // task.rows, train.train_batch_size, train.seed, train.max_epochs)
-    for step, (chosen, cursor) in enumerate(order, start=1):
+    start = checkpoints.start if checkpoints else Progress()
+    order = batches(len(samples) // task.rows, train.train_batch_size, train.seed, train.max_epochs, start.cursor)
+    for step, (chosen, cursor) in enumerate(order, start=start.step + 1):
         phases = Phases()
         mini_batch = [sample for i in chosen for sample in samples[i * task.rows : (i + 1) * task.rows]]
         rows = task.prepare(rank_rows(mini_batch, engine, pad_token_id, task.rows))
@@ -61,6 +65,8 @@ def fit(
         if due and evaluation:
             metrics |= evaluate(engine, task, evaluation, train, pad_token_id)
         log.step(step, {"epoch": cursor.epoch - epoch_ends, **metrics})
+        if checkpoints:
+            checkpoints.after(Progress(step, cursor))
 
 
 def rank_rows(samples: Sequence[Sample], engine: TrainEngine, pad_token_id: int, rows: int = 1) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,20 +33,24 @@ class Sink(Protocol):
 class RunLog:
     """The log of one run. Only the first rank writes; the others hold a log that stays silent."""
 
-    def __init__(self, folder: Path, config: LogConfig, resolved: Mapping[str, Any], writes: bool = True) -> None:
+    def __init__(
+        self, folder: Path, config: LogConfig, resolved: Mapping[str, Any], writes: bool = True, done: int = 0
+    ) -> None:
+        """``done`` steps of the run are in the log of an earlier process, which goes on after them."""
+        self.done = done
         self.every = config.logging_steps
         self.file: TextIO | None = None
         self.sinks: list[Sink] = []
         self.bar: tqdm | None = None
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = _fresh(folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
-            self.sinks = _sinks(folder, config, resolved)
+            self.file = _lines(folder / "metrics.jsonl", done)
+            self.sinks = _sinks(folder, config, resolved, done)
 
     def start(self, steps: int, title: str) -> None:
         """Show a progress bar over ``steps``, on a terminal; a log file gets the lines alone."""
         if self.file is not None:
-            self.bar = tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True, disable=None)
+            self.bar = tqdm(total=steps, initial=self.done, desc=title, unit="step", dynamic_ncols=True, disable=None)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Record a step. Raises ValueError for a name that the metric table does not have."""
@@ -56,10 +61,18 @@ class RunLog:
         if self.bar is not None:
             self.bar.update(1)
         if self.every > 0 and step % self.every == 0:
-            self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._write(json.dumps({"step": step, **metrics}) + "\n")
             tqdm.write(screen_line(step, metrics))
             for sink in self.sinks:
                 sink.write(step, metrics)
+
+    def _write(self, line: str) -> None:
+        """A disk that is full must not end the training."""
+        assert self.file is not None
+        try:
+            self.file.write(line)
+        except OSError as error:
+            tqdm.write(f"metrics.jsonl could not be written ({error.strerror}); training goes on")
 
     def close(self) -> None:
         if self.bar is not None:
@@ -94,30 +107,54 @@ def screen_line(step: int, metrics: Mapping[str, float]) -> str:
     return f"step {step}: " + "  ".join(shown)
 
 
-def _fresh(path: Path) -> Path:
-    """``path``, after an older file of that name was moved aside: a second run must not erase the first one's curve."""
-    if path.exists():
+def _lines(path: Path, done: int) -> TextIO:
+    """The file of the metrics, open at its end. It holds the steps up to ``done`` of an earlier process; an older file
+    of another run was moved aside, since a second run must not erase the first one's curve."""
+    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= done] if done else []
+    if path.exists() and not done:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
         path.rename(path.with_name(f"{path.stem}-{stamp}{path.suffix}"))
-    return path
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+    return path.open("a", encoding="utf-8", buffering=1)
 
 
-def _sinks(folder: Path, config: LogConfig, resolved: Mapping[str, Any]) -> list[Sink]:
+def _whole_lines(path: Path) -> list[str]:
+    """Without a last line that was cut short when the process ended."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _names(folder: Path, config: LogConfig, done: int) -> dict[str, str]:
+    """The run's name and its id at W&B: those of the earlier process where this one goes on with its run."""
+    path = folder / "run_log.json"
+    if done and path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    names = {"name": config.wandb_run_name, "wandb_id": uuid.uuid4().hex[:8]}
+    path.write_text(json.dumps(names), encoding="utf-8")
+    return names
+
+
+def _sinks(folder: Path, config: LogConfig, resolved: Mapping[str, Any], done: int) -> list[Sink]:
     sinks: list[Sink] = []
+    if not (config.use_tensorboard or config.use_wandb):
+        return sinks
+    names = _names(folder, config, done)
     if config.use_tensorboard:
-        sinks.append(TensorBoardSink(Path(config.use_tensorboard) / config.wandb_run_name))
+        sinks.append(TensorBoardSink(Path(config.use_tensorboard) / names["name"], done))
     if config.use_wandb:
-        sinks.append(WandbSink(folder, config, resolved))
+        sinks.append(WandbSink(folder, config, resolved, names))
     return sinks
 
 
 class TensorBoardSink:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, done: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError('--use_tensorboard needs TensorBoard: pip install "openrlhf[tensorboard]"') from error
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -130,7 +167,7 @@ class TensorBoardSink:
 class WandbSink:
     """``--use_wandb`` holds the API key, or ``true`` when the machine is logged in already."""
 
-    def __init__(self, folder: Path, config: LogConfig, resolved: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: LogConfig, resolved: Mapping[str, Any], names: Mapping[str, str]) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -141,7 +178,9 @@ class WandbSink:
             entity=config.wandb_org,
             project=config.wandb_project,
             group=config.wandb_group,
-            name=config.wandb_run_name,
+            name=names["name"],
+            id=names["wandb_id"],
+            resume="allow",
             dir=str(folder),
             config=dict(resolved),
         )

@@ -8,7 +8,7 @@ failure at once. A role that a run does not need is ``Absent`` and answers None.
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,22 @@ class TrainEngine(ForwardEngine, Protocol):
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """Write a Hugging Face folder."""
+        ...
+
+    def anywhere(self, here: bool) -> bool:
+        """Whether any process of this model says so, those that share rows too. Collective."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What this process must find again to go on: trained weights, moments, schedule, as tensors on the CPU and
+        numbers. ``rank`` numbers the process, ``layout`` says in words how the state is divided."""
+        ...
+
+    def load_state(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        """Go back to a state, of which ``saved`` are the parts of all processes that there were. Collective.
+
+        Raises ValueError when it is that of another model.
+        """
         ...
 
 

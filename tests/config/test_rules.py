@@ -118,6 +118,10 @@ def test_good_ppo(changed: dict[str, Any]) -> None:
             ["--pretrain_mode", "--multiturn, --apply_chat_template"],
         ),
         ({"eval_steps": 5}, ["--eval_steps", "--eval_dataset"]),
+        ({"save_steps": 5, "disable_ds_ckpt": True}, ["--disable_ds_ckpt", "--save_hf_ckpt"]),
+        ({"save_hf_ckpt": True}, ["--save_hf_ckpt", "--save_steps"]),
+        ({"disable_ds_ckpt": True}, ["--disable_ds_ckpt", "--save_steps"]),
+        ({"use_ds_universal_ckpt": True}, ["--use_ds_universal_ckpt", "--load_checkpoint"]),
     ],
 )
 def test_bad_sft(changed: dict[str, Any], words: list[str]) -> None:
