@@ -20,7 +20,7 @@ from openrlhf.models.load import load_causal_lm
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import RolloutEngine
-from openrlhf.rollout.rewards import load_reward_function
+from openrlhf.rollout.sources import reward_function
 from openrlhf.training.members import (
     CriticMember,
     PolicyMember,
@@ -88,8 +88,8 @@ class LocalRollout:
         self.engine = engine
         self.config = config
         self.tokenizer = tokenizer
-        file = config.reward.remote_rm_url
-        self.reward_function = load_reward_function(file) if file else None
+        chunk = config.rollout.micro_rollout_batch_size
+        self.reward_function = reward_function(config.reward, chunk, isolated=False)
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
         rollout = self.config.rollout

@@ -22,7 +22,7 @@ from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import ranks_sharing_rows
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import Completion, SamplingParams
-from openrlhf.rollout.rewards import load_reward_function
+from openrlhf.rollout.sources import reward_function
 from openrlhf.training.roles import Absent, Critic, Reference, RewardModel, Roles
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
@@ -123,8 +123,8 @@ class ClusterRollout:
         self.config = config
         self.tokenizer = tokenizer
         self.executor = executor
-        file = config.reward.remote_rm_url
-        self.reward_function = load_reward_function(file) if file else None
+        chunk = config.rollout.micro_rollout_batch_size
+        self.reward_function = reward_function(config.reward, chunk, isolated=True)
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
         return self.executor.submit(self._collect, prompts, seed)

@@ -334,7 +334,19 @@ class RewardConfig:
     """Rewards and values"""
 
     reward_pretrain: str | None = flag(None, "reward model: a Hugging Face folder or hub name")
-    remote_rm_url: str | None = flag(None, "Python file that defines reward_func(queries, prompts, labels)")
+    remote_rm_url: str | None = flag(
+        None,
+        "Python file that defines reward_func(queries, prompts, labels), or HTTP addresses of reward servers, "
+        "separated by commas, that share each batch",
+    )
+    reward_timeout: float = flag(
+        180.0,
+        "seconds for one call of the reward function, or for one HTTP request with its repetitions; under --local the "
+        "function runs in this process, for breakpoints, and has no limit",
+    )
+    on_reward_failure: Literal["stop", "drop"] = flag(
+        "stop", "when a reward fails for good: stop the run, or leave the sample out of the batch"
+    )
     normalize_reward: bool = flag(False, "standardise rewards with the mean and std stored in the reward model")
     reward_clip_range: tuple[float, float] = flag((-10.0, 10.0), "lowest and highest reward")
     critic_pretrain: str | None = flag(

@@ -47,12 +47,6 @@ NOT_BUILT_IN: dict[type[Command], dict[str, str]] = {
 # Flag, the values that are refused, and why.
 NOT_BUILT_VALUES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("reward_pretrain", lambda names: "," in names, "with several reward models is not built yet: name one."),
-    ("remote_rm_url", lambda url: "," in url, "with several addresses is not built yet: name one .py file."),
-    (
-        "remote_rm_url",
-        lambda url: url.startswith(("http://", "https://")),
-        "with an HTTP address is not built yet: name a .py file that defines reward_func.",
-    ),
     (
         "vllm_num_engines",
         lambda engines: engines == 0,

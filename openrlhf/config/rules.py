@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from openrlhf.config.commands import (
     DEFAULTS,
@@ -254,16 +255,42 @@ def prompt_shares(config: PPOConfig) -> None:
 def reward_source(config: PPOConfig) -> None:
     model, file = config.reward.reward_pretrain, config.reward.remote_rm_url
     if model is None and file is None:
-        raise ValueError("nothing gives rewards: set --reward_pretrain (a model) or --remote_rm_url (a .py file).")
+        raise ValueError(
+            "nothing gives rewards: set --reward_pretrain (a model) or --remote_rm_url (a .py file "
+            "or the address of a server)."
+        )
     if model is not None and file is not None:
         raise ValueError(
             "--reward_pretrain and --remote_rm_url both give rewards: leave one out; a critic that starts from "
             "a reward model is named by --critic_pretrain."
         )
-    if file is not None and not file.endswith(".py"):
-        raise ValueError(f"--remote_rm_url {file!r} must be a .py file that defines reward_func.")
+    for name in ("reward_timeout", "on_reward_failure"):
+        if file is None and vars(config.reward)[name] != defaults(PPOConfig)[name]:
+            raise ValueError(f"--{name} is about reward functions and servers: it needs --remote_rm_url.")
     if config.reward.normalize_reward and model is None:
         raise ValueError("--normalize_reward uses numbers stored in a reward model: it needs --reward_pretrain.")
+
+
+def reward_address(config: PPOConfig) -> None:
+    given = config.reward.remote_rm_url
+    if given is None or (given.endswith(".py") and "," not in given and "://" not in given):
+        return
+    for part in given.split(","):
+        try:
+            place = urlsplit(part)
+            sound = place.scheme in ("http", "https") and place.hostname and place.port != 0
+        except ValueError:  # a port that is no number, a broken IPv6 address
+            sound = False
+        if not sound:
+            raise ValueError(
+                f"--remote_rm_url {part!r} must be a .py file that defines reward_func, or addresses that begin with "
+                "http:// or https://, separated by commas."
+            )
+        if place.username is not None:
+            raise ValueError(
+                "--remote_rm_url holds a user name, which logs would show: set OPENRLHF_RM_TOKEN for a server that "
+                "needs a token."
+            )
 
 
 def rollout_batch(config: PPOConfig) -> None:
@@ -418,8 +445,8 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     KDConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, answers, evaluation),
     PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
-        *SHARED_RULES, prompt_shares, reward_source, rollout_batch, estimator, critic, reference, kl_horizon, local,
-        synced_adapters, engines, workers, colocation, colocated_engines, sleep,
+        *SHARED_RULES, prompt_shares, reward_source, reward_address, rollout_batch, estimator, critic, reference,
+        kl_horizon, local, synced_adapters, engines, workers, colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (),
     BatchInferenceConfig: (*INFERENCE_RULES, template, dataset_shares),

@@ -17,6 +17,7 @@ METRICS: dict[str, str] = {
     "reward": "mean outcome reward of the samples, before shaping and clipping",
     "reward_std": "standard deviation of the outcome rewards",
     "score": "mean score (0–1) of the samples",
+    "reward/invalid": "share of samples left out because their reward failed, with --on_reward_failure drop",
     "response_length": "mean number of tokens that the policy chose",
     "response_length_max": "largest number of tokens that the policy chose",
     "truncated": "share of samples cut at the length limit",

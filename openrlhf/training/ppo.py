@@ -59,6 +59,7 @@ def train(
             step,
             {
                 **sample_metrics(samples, batch),
+                **dropped(config, len(prompts), len(samples)),
                 **actor,
                 **(critic or {}),
                 "kl_coef": kl.coef,
@@ -117,6 +118,12 @@ def add_advantages(batch: Batch, config: PPOConfig, kl_coef: float) -> Batch:
         algorithm.advantage_estimator, inputs, std_norm=not algorithm.no_advantage_std_norm
     )
     return batch.fill(advantages=advantages, returns=returns)
+
+
+def dropped(config: PPOConfig, prompts: int, samples: int) -> Metrics:
+    """Which share of the samples was left out, where that may happen."""
+    asked = prompts * config.rollout.n_samples_per_prompt
+    return {"reward/invalid": 1 - samples / asked} if config.reward.on_reward_failure == "drop" else {}
 
 
 def sample_metrics(samples: list[Sample], batch: Batch) -> Metrics:

@@ -80,7 +80,15 @@ OURS: dict[type, set[str]] = {
         *("ring_attn_size", "ring_head_stride", "ds_tensor_parallel_size", "save_hf_ckpt", "disable_ds_ckpt"),
         "use_tensorboard",
     },
-    PPOConfig: {"lr_scheduler", "tokenizer_chat_template", "dual_clip", "eps_clip_low_high", "local"},
+    PPOConfig: {
+        "lr_scheduler",
+        "tokenizer_chat_template",
+        "dual_clip",
+        "eps_clip_low_high",
+        "local",
+        "reward_timeout",
+        "on_reward_failure",
+    },
     ServeRMConfig: {"token"},
     BatchInferenceConfig: {"tokenizer_chat_template", "dataset_split"},
 }

@@ -441,6 +441,48 @@ def test_every_range_is_of_a_flag_and_every_number_has_one() -> None:
     assert numbers - set(ranged) == free
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("reward.py", "/a/b/reward.py", "http://host", "https://host/get_reward", "http://10.0.0.1:5000/get_reward"),
+        *("http://[::1]:5000/", "http://a:1/x,http://b:2/y"),
+    ],
+)
+def test_reward_addresses(address: str) -> None:
+    check(build(PPOConfig, FILE | {"remote_rm_url": address, "reward_timeout": 5.0, "on_reward_failure": "drop"}))
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        *(
+            (address, ["--remote_rm_url", "http:// or https://"])
+            for address in (
+                *(
+                    "reward",
+                    "a.py,b.py",
+                    "a.py,http://host",
+                    "host:5000",
+                    "ftp://host/x",
+                    "file:///etc/passwd",
+                    "http://",
+                ),
+                *("http:///x", "http://host:port/", "http://host:99999/", "http://host:0/", "http://[::1", "http://a,"),
+                *("gopher://host/x", "http://a/x.py,b", "data://x", ",", "javascript:alert(1)", "file:///reward.py"),
+            )
+        ),
+        ("http://user:password@host/", ["--remote_rm_url", "user name", "OPENRLHF_RM_TOKEN"]),
+    ],
+)
+def test_bad_reward_addresses(address: str, words: list[str]) -> None:
+    refused(build(PPOConfig, FILE | {"remote_rm_url": address}), words)
+
+
+@pytest.mark.parametrize("flag", [{"reward_timeout": 5.0}, {"on_reward_failure": "drop"}])
+def test_flags_of_reward_functions_need_one(flag: dict[str, Any]) -> None:
+    refused(build(PPOConfig, PPO | flag), [*(f"--{name}" for name in flag), "--remote_rm_url"])
+
+
 NOT_BUILT_EXAMPLES = {bool: True, int: 2, float: 0.5, str: "other", tuple[str, ...]: ("q_proj",)}
 
 
@@ -460,8 +502,6 @@ def test_every_flag_that_is_not_built_is_refused(command: Any) -> None:
         (PPO | {"eval_steps": 3}, ["--eval_steps is not built yet"]),
         (PPO | {"max_len": 99}, ["--max_len is not built yet", "--prompt_max_len and --generate_max_len"]),
         (PPO | {"reward_pretrain": "a,b"}, ["--reward_pretrain", "not built yet"]),
-        (FILE | {"remote_rm_url": "http://host:5000/get_reward"}, ["--remote_rm_url", "not built yet"]),
-        (FILE | {"remote_rm_url": "a.py,b.py"}, ["--remote_rm_url", "not built yet"]),
         (PPO | {"vllm_num_engines": 0}, ["--vllm_num_engines 0", "not built yet", "--local"]),
         (PPO | {"ptx_coef": 0.1}, ["--ptx_coef never had an effect"]),
         (PPO | {"perf": True}, ["--perf never had an effect"]),

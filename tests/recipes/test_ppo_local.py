@@ -14,7 +14,7 @@ from openrlhf.config.groups import ModelConfig
 from openrlhf.models.load import load_score_model, load_tokenizer, save_model
 from openrlhf.models.tiny import build_model, build_tokenizer
 from openrlhf.types import Sample, collate
-from tests.recipes.helpers import column, metrics, run, write_rows
+from tests.recipes.helpers import column, metrics, run, words, write_rows
 
 REWARD = """
 import random
@@ -117,6 +117,25 @@ def test_micro_batches_and_packing_are_matters_of_speed(flags: dict[str, Any], t
                                       {"packing_samples": True}, {"gradient_checkpointing": True}]):  # fmt: skip
         (other,) = metrics(run(main, flags | variant | {"save_path": tmp_path / str(number)}))
         assert other == pytest.approx(plain, rel=1e-3, abs=1e-5)
+
+
+FAILS = """
+def reward_func(queries, prompts, labels):
+    if any(int(label) == 3 for label in labels):
+        raise RuntimeError("three is no number")
+    return [float(label) for label in labels]
+"""
+
+
+def test_samples_without_a_reward_are_left_out(flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """The samples of one prompt of eight: its group is gone, the others keep theirs."""
+    flags["remote_rm_url"].write_text(FAILS)
+    flags |= {"advantage_estimator": "rloo", "num_episodes": 2, "train_batch_size": 16, "micro_train_batch_size": 8}
+    rows = metrics(run(main, flags | {"on_reward_failure": "drop"}))
+    assert [row["reward/invalid"] for row in rows] == [1 / 8, 1 / 8]
+    assert [row["reward"] for row in rows] == [pytest.approx((0 + 1 + 2 + 4 + 5 + 6 + 7) / 7)] * 2
+    with pytest.raises(RuntimeError, match="three is no number"):
+        main(words(flags))
 
 
 def scorer(model: Path, folder: Path) -> Path:

@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from openrlhf.cli.serve_rm import check_reach, main, scorer
+from openrlhf.cli.train_ppo_ray import main as ppo
 from openrlhf.config.groups import DataConfig, ModelConfig, PairConfig, ServeConfig
 from openrlhf.data.paired import paired_samples
 from openrlhf.models.load import load_score_model, load_tokenizer, save_model
 from openrlhf.models.tiny import EOS, PAD
 from openrlhf.types import Sample, collate
+from tests.recipes.helpers import metrics, run, words, write_rows
 
 ROWS = [
     {"chosen": "What is 2 + 3? The answer is 5.", "rejected": "What is 2 + 3? I do not know, and who does?"},
@@ -85,6 +87,40 @@ def test_served_scores_are_those_of_training(folder: Path, expected: list[float]
             assert answer["extra_logs"] == {"cut": [0, 0, 0, 1]}
         assert httpx2.post(url, json={"query": 5}, timeout=60).status_code == 422
         assert httpx2.get(url.replace("get_reward", "health"), timeout=60).status_code == 200
+
+
+@pytest.mark.slow
+def test_rl_with_served_rewards(folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Two addresses, here of one server, share each batch; what the server logs arrives."""
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"input": f"say {i}:"} for i in range(4)])
+    flags = {
+        "local": True, "pretrain": tiny_folder, "prompt_data": prompts, "advantage_estimator": "rloo",
+        "rollout_batch_size": 4, "n_samples_per_prompt": 4, "train_batch_size": 16, "micro_train_batch_size": 16,
+        "micro_rollout_batch_size": 3, "generate_max_len": 6, "num_episodes": 2, "actor_learning_rate": 1e-3,
+    }  # fmt: skip
+    with served(folder) as (_, url):
+        remote = metrics(run(ppo, flags | {"remote_rm_url": f"{url},{url}", "save_path": tmp_path / "remote"}))
+    assert [row["reward/cut"] for row in remote] == [0.0, 0.0]
+    assert all(row["score"] == row["reward"] for row in remote)
+    assert all(-10 < row["reward"] < 10 and row["reward_std"] > 0 for row in remote)
+
+
+@pytest.mark.slow
+def test_rl_without_its_server_ends_with_a_sentence(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"input": "say:"}])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/get_reward"
+    flags = {
+        "local": True, "pretrain": tiny_folder, "prompt_data": prompts, "advantage_estimator": "reinforce",
+        "rollout_batch_size": 1, "train_batch_size": 1, "micro_train_batch_size": 1, "generate_max_len": 4,
+        "remote_rm_url": url, "reward_timeout": 1, "save_path": tmp_path / "out",
+    }  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        ppo(words(flags))
+    assert stop.value.code == 2
+    assert f"--remote_rm_url {url} gave no rewards within 1 s: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3])

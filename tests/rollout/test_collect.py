@@ -10,6 +10,7 @@ import torch
 from openrlhf.config.groups import RolloutConfig
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import Completion, SamplingParams
+from openrlhf.rollout.rewards import RewardFailed, Rewards, failed, joined
 from openrlhf.types import Prompt, Sample, collate
 
 PROMPTS = [Prompt(4, "four", [10, 11], "L4", "maths"), Prompt(9, "nine", [12], "L9"), Prompt(4, "four", [10, 11], "L4")]
@@ -103,6 +104,21 @@ def test_scores_and_extra_logs_reach_their_sample() -> None:
 def test_a_wrong_number_of_rewards_is_refused() -> None:
     with pytest.raises(ValueError, match="2 entries for 3 samples"):
         collected(1, lambda *texts: [1.0, 2.0])
+
+
+def test_samples_whose_reward_failed_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    def partly(queries, prompts, labels):
+        return joined([Rewards([1.0], [1.0]), failed(1, "too slow"), Rewards([3.0], [0.5], {"words": [4.0]})])
+
+    samples, _ = collected(1, partly)
+    assert [(s.prompt, s.group, s.reward, s.score) for s in samples] == [("four", 0, 1.0, 1.0), ("four", 2, 3.0, 0.5)]
+    assert [s.metrics for s in samples] == [{}, {"words": 4.0}]
+    assert "1 of 3 samples got no reward and are left out: too slow" in caplog.text
+
+
+def test_no_reward_at_all_is_an_end() -> None:
+    with pytest.raises(RewardFailed, match="none of 3 samples got a reward: too slow"):
+        collected(1, lambda *texts: failed(3, "too slow"))
 
 
 def test_the_flags_become_sampling_parameters() -> None:
