@@ -22,10 +22,7 @@ class StepModel(CausalLM):
         hidden = decode(self.hf.get_decoder(), batch, packed, self.ring)
         slots = hidden.slots[batch.action_mask]
         here = hidden.here(slots)
-        logits = self.hf.get_output_embeddings()(hidden.states[slots[here]]).float()
-        logits = logits * self.logit_map.scale
-        if self.logit_map.cap is not None:
-            logits = self.logit_map.cap * torch.tanh(logits / self.logit_map.cap)
+        logits = self.logit_map.apply(self.hf.get_output_embeddings()(hidden.states[slots[here]]))
         log_probs = torch.log_softmax(logits if tokens is None else logits[:, list(tokens)], dim=-1)
         every = log_probs.new_zeros(len(slots), log_probs.shape[1])
         return together(every.index_copy(0, here.nonzero().squeeze(1), log_probs), self.ring)

@@ -70,14 +70,19 @@ def fit(
 
 
 def rank_rows(samples: Sequence[Sample], engine: TrainEngine, pad_token_id: int, rows: int = 1) -> Batch:
-    """This rank's rows of a mini-batch, as many as every other rank has; ``rows`` neighbours stay together.
+    """This rank's rows of a mini-batch, as ``rank_part`` cuts them."""
+    return rank_part(collate(samples, pad_token_id), engine.rank, engine.world, rows)
+
+
+def rank_part(batch: Batch, rank: int, ranks: int, rows: int = 1) -> Batch:
+    """One rank's rows of a mini-batch, as many as every other rank has; ``rows`` neighbours stay together.
 
     Where they do not divide, a rank gets rows without loss in place of the missing ones: sharded models need the same
     number of forwards on every rank.
     """
-    every = collate(samples, pad_token_id).with_fillers(engine.world * rows)
+    every = batch.with_fillers(ranks * rows)
     examples = torch.arange(len(every)).view(-1, rows)
-    return every.select(examples[engine.rank :: engine.world].flatten())
+    return every.select(examples[rank::ranks].flatten())
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from openrlhf.objectives.distillation import kd_loss
 from openrlhf.training.update import optimizer_step
 from openrlhf.types import Batch, Metrics
 from tests.models.helpers import VOCAB, build
-from tests.training.helpers import GradientEngine, assert_same_gradient, gradient, objective, on_two_ranks, rl_batch
+from tests.training.helpers import GradientEngine, assert_same_gradient, gradient, objective, rl_batch
 
 COEF = 0.4
 
@@ -61,20 +61,3 @@ def test_without_the_teacher_it_is_supervised_fine_tuning() -> None:
     metrics, got = one_step(batch, coef=0.0)
     assert metrics["loss"] == metrics["nll"] == pytest.approx(sft["loss"], rel=1e-6)
     assert_same_gradient(got, engine.gradients[0])
-
-
-def test_two_ranks_give_the_gradient_of_one() -> None:
-    batch = rl_batch()
-    teachers = [Teacher(CausalLM(build(seed=1)), VOCAB) for _ in range(2)]
-    models = [CausalLM(build()) for _ in range(2)]
-
-    def rank(number: int, sum_over_ranks):
-        engine = GradientEngine(models[number], sum_over_ranks)
-        rows = batch.select(slice(number * 3, number * 3 + 3))
-        loss = partial(kd_loss, teacher=teachers[number], kd_coef=COEF, packed=False)
-        return optimizer_step(engine, rows, loss, 2), engine.gradients[0]
-
-    (metrics, one), (_, two) = on_two_ranks(rank)
-    expected, want = one_step(batch)
-    assert metrics["distill"] == pytest.approx(expected["distill"], rel=1e-6)
-    assert_same_gradient(one + two, want)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from certificate.engine import GradientEngine as GradientEngine
+from certificate.engine import gradient as gradient
 from openrlhf.config.groups import AlgorithmConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.objectives.language import sft_loss
 from openrlhf.objectives.loss import Objective
 from openrlhf.objectives.reinforcement import policy_loss, value_loss
-from openrlhf.training.roles import StepStats
 from openrlhf.types import Batch
 from tests.models.helpers import build, build_scorer, make_batch
 
@@ -29,44 +29,6 @@ ALGORITHM = AlgorithmConfig(
     eps_clip_low_high=(0.2, 0.3), dual_clip=1.5, use_kl_loss=True, kl_estimator="k3", entropy_loss_coef=0.02
 )
 TEMPERATURE, KL_COEF, VALUE_CLIP = 0.7, 0.3, 0.2
-
-
-class GradientEngine:
-    """A rank that keeps the gradient of each step and leaves the weights alone."""
-
-    rank, world = 0, 1
-    device = torch.device("cpu")
-
-    def __init__(self, model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x) -> None:
-        self.model = model
-        self.sum_over_ranks = sum_over_ranks
-        self.gradients: list[Tensor] = []
-        self.flags: list[bool] = []
-
-    def backward(self, loss: Tensor, last: bool) -> None:
-        self.flags.append(last)
-        loss.backward()
-
-    def step(self) -> StepStats:
-        self.gradients.append(gradient(self.model))
-        self.model.zero_grad()
-        return StepStats(float(self.gradients[-1].norm()), 0.0)
-
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        raise NotImplementedError
-
-    def save(self, folder: Path, tokenizer: Any) -> None:
-        raise NotImplementedError
-
-    def offload(self) -> None: ...
-
-    def onload(self) -> None: ...
-
-
-def gradient(model: nn.Module) -> Tensor:
-    return torch.cat(
-        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
-    )
 
 
 def assert_same_gradient(got: Tensor, expected: Tensor) -> None:

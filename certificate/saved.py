@@ -1,0 +1,58 @@
+"""What is saved is what Transformers loads: the same logits, outside our code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from certificate.material import POLICY, SCORER, disturb, ragged
+from openrlhf.config.groups import ModelConfig
+from openrlhf.models.load import load_causal_lm, load_score_model, save_model
+from openrlhf.models.tiny import build_tokenizer
+
+TEXT = "saved → loaded by Transformers: the same logits"
+TOLERANCE = 1e-5
+
+
+def language_model(source: Path, target: Path, tokenizer: Any) -> tuple[Tensor, Tensor]:
+    model = load_causal_lm(str(source / POLICY), ModelConfig(pretrain=str(source)))
+    disturb(model.hf)  # what it has learned since
+    save_model(model, target, tokenizer)
+    return logits(model.hf), logits(AutoModelForCausalLM.from_pretrained(target))
+
+
+def score_model(head: str) -> Callable[[Path, Path, Any], tuple[Tensor, Tensor]]:
+    def check(source: Path, target: Path, tokenizer: Any) -> tuple[Tensor, Tensor]:
+        model = load_score_model(str(source / SCORER), ModelConfig(pretrain=str(source)), head)
+        disturb(model.hf)
+        save_model(model, target, tokenizer)
+        plain = AutoModelForSequenceClassification.from_pretrained(
+            target, num_labels=1, key_mapping={rf"^{head}\.": "score."}
+        )
+        return logits(model.hf), logits(plain)
+
+    return check
+
+
+SAVED: dict[str, Callable[[Path, Path, Any], tuple[Tensor, Tensor]]] = {
+    "language model": language_model,
+    "reward model": score_model("score"),
+    "critic with a head named value_head": score_model("value_head"),
+}
+
+
+def error(check: Callable[[Path, Path, Any], tuple[Tensor, Tensor]], models: Path, target: Path) -> float:
+    """The largest difference of a logit."""
+    expected, got = check(models, target, build_tokenizer(target))
+    return float((got - expected).abs().max())
+
+
+@torch.no_grad()
+def logits(hf: nn.Module) -> Tensor:
+    batch = ragged(seed=0, rows=4)
+    return hf.eval()(batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False).logits

@@ -1,0 +1,106 @@
+"""One step of a method through the real update, and how far two of them are apart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from certificate.engine import GradientEngine
+from certificate.methods import Method
+from openrlhf.backends.local import LocalForward
+from openrlhf.config.groups import ModelConfig
+from openrlhf.training.fit import rank_part
+from openrlhf.training.roles import ForwardEngine, TrainEngine
+from openrlhf.training.update import optimizer_step
+from openrlhf.types import Batch, Metrics
+
+WHOLE = 10**6  # a micro-batch of all examples
+
+
+class KeepsGradients(TrainEngine, Protocol):
+    gradients: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    gradient: Tensor  # (P,)
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far outcomes are from what they should be: parts of the largest entry of the gradient, and of each number
+    of the log (of 1, where it is smaller)."""
+
+    gradient: float
+    metrics: float
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method with its models at hand, in float64 and in this process."""
+
+    method: Method
+    model: nn.Module
+    frozen: ForwardEngine | None
+
+    def step(self, batch: Batch, micro: int = WHOLE, packed: bool = False, model: nn.Module | None = None) -> Outcome:
+        return step(self.method, GradientEngine(model or self.model), self.frozen, batch, micro, packed)
+
+
+def load_subject(method: Method, folder: Path) -> Subject:
+    config = ModelConfig(pretrain=str(folder))
+    frozen = None if method.load_frozen is None else LocalForward(method.load_frozen(folder, config).double())
+    return Subject(method, method.load(folder, config).double(), frozen)
+
+
+subject = cache(load_subject)
+
+
+def rank_step(subject: Subject, engine: KeepsGradients, batch: Batch) -> Outcome:
+    """One of several ranks' part in a step on ``batch``, in micro-batches of two examples."""
+    rows = rank_part(batch, engine.rank, engine.world, subject.method.rows)
+    return step(subject.method, engine, subject.frozen, rows, 2, packed=False)
+
+
+def step(
+    method: Method, engine: KeepsGradients, frozen: ForwardEngine | None, batch: Batch, micro: int, packed: bool
+) -> Outcome:
+    """Measure, then one optimizer step, all in micro-batches of ``micro`` examples."""
+    ready = method.prepare(batch, engine, frozen, micro, packed)
+    return prepared_step(method, engine, frozen, ready, micro, packed)
+
+
+def prepared_step(
+    method: Method, engine: KeepsGradients, frozen: ForwardEngine | None, batch: Batch, micro: int, packed: bool
+) -> Outcome:
+    objective = method.objective(None if frozen is None else frozen.model, packed)
+    metrics = optimizer_step(engine, batch, objective, micro * method.rows, method.weigh)
+    return Outcome(engine.gradients.pop(), metrics)
+
+
+def largest_error(expected: Outcome, *others: Outcome) -> Error:
+    """Raises RuntimeError for a gradient that is too small to tell anything."""
+    scale = float(expected.gradient.abs().max())
+    if not scale > 1e-3:
+        raise RuntimeError(f"the gradient's largest entry is {scale}: nothing would be compared")
+    return Error(
+        max(relative(other.gradient, expected.gradient, scale) for other in others),
+        max(
+            relative(torch.tensor(other.metrics[name]), torch.tensor(value), max(1.0, abs(value)))
+            for other in others
+            for name, value in expected.metrics.items()
+        ),
+    )
+
+
+def relative(got: Tensor, expected: Tensor, scale: float) -> float:
+    """The largest difference as a part of ``scale``; infinite when there is a NaN."""
+    worst = float((got - expected).abs().max()) / scale
+    return worst if math.isfinite(worst) else math.inf
