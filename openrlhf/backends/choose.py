@@ -48,7 +48,7 @@ def choose_train_engine(
 def choose_forward_engine(
     build: Callable[[], CausalLM | ScoreModel | Teacher],
     model: ModelConfig,
-    zero_stage: int,
+    sharding: DeepSpeedConfig,
     offload: bool,
     offload_flag: str = "--ref_offload",
 ) -> ForwardEngine:
@@ -56,19 +56,19 @@ def choose_forward_engine(
     if "WORLD_SIZE" in os.environ:
         from openrlhf.backends.deepspeed import DeepSpeedForward
 
-        return DeepSpeedForward(build, model, zero_stage, offload)
+        return DeepSpeedForward(build, model, sharding, offload)
     if offload:
         raise ValueError(f"{offload_flag} needs DeepSpeed: start with `deepspeed --module` (or torchrun -m)")
     return LocalForward(build().to(_device()), model.bf16)
 
 
 def choose_reference_engine(
-    policy: TrainEngine, source: str, model: ModelConfig, zero_stage: int, offload: bool
+    policy: TrainEngine, source: str, model: ModelConfig, sharding: DeepSpeedConfig, offload: bool
 ) -> ForwardEngine:
     """The language model at ``source``, frozen. A policy that learns by an adapter holds the one it starts from."""
     if starts_from(model, source):
         return SharedForward(policy)
-    return choose_forward_engine(lambda: load_causal_lm(source, model, "--ref_pretrain"), model, zero_stage, offload)
+    return choose_forward_engine(lambda: load_causal_lm(source, model, "--ref_pretrain"), model, sharding, offload)
 
 
 def _device() -> torch.device:

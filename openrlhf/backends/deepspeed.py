@@ -34,6 +34,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from openrlhf.backends import deepspeed_states
 from openrlhf.backends.deepspeed_config import clips_by_hand, frozen_config, train_config
+from openrlhf.backends.deepspeed_tensor_parallel import cut_dimensions, gradient_norm, tensor_parallel_config, whole
 from openrlhf.backends.layout import Layout
 from openrlhf.backends.local import lr_schedule
 from openrlhf.backends.pieces import load_pieces, load_schedule, save_pieces
@@ -84,17 +85,20 @@ def init_distributed(timeout: timedelta = timedelta(minutes=60)) -> torch.device
 class DeepSpeedForward:
     """A frozen model: partitioned at stage 3, whole on every rank otherwise."""
 
-    def __init__(self, build: Callable[[], Wrapped], model: ModelConfig, zero_stage: int, offload: bool) -> None:
+    def __init__(
+        self, build: Callable[[], Wrapped], model: ModelConfig, sharding: DeepSpeedConfig, offload: bool
+    ) -> None:
         """``build`` loads the model; at stage 3 it runs where Transformers partitions weights as they are loaded.
 
         ``offload`` keeps the weights in host memory and brings them to the device layer by layer.
         """
         self.device = init_distributed()
-        layout = layout_of(model)
-        config = frozen_config(model.bf16, zero_stage, offload)
-        module = load(build, config).eval().requires_grad_(False)
+        layout = layout_of(model, sharding)
+        config = frozen_config(model.bf16, sharding.zero_stage, offload)
+        module = load(lambda: _frozen(build()), config, layout.tensor, self.device)
         module.ring = ring_of(layout, model)
         self.model, *_ = deepspeed.initialize(model=module, config=config)
+        _skip_input_check(self.model)
         self.model.eval()
         self._asleep: list[deepspeed_states.HostCopy] = []
 
@@ -128,12 +132,12 @@ class DeepSpeedTrain:
         Raises ValueError for flags that the ZeRO stage has not.
         """
         self.device = init_distributed()
-        self.layout = layout_of(model)
+        self.layout = layout_of(model, sharding)
         self.rank, self.world = self.layout.data_rank, self.layout.data_world
         self.max_norm = optim.max_norm
         self._clips = clips_by_hand(model, sharding)
         config = train_config(model, optim, train, sharding)
-        module = load(build, config)
+        module = load(build, config, self.layout.tensor, self.device)
         module.ring = ring_of(self.layout, model)
         beta1, beta2 = optim.adam_betas
         self.model, *_ = deepspeed.initialize(
@@ -145,6 +149,8 @@ class DeepSpeedTrain:
             ),
             lr_scheduler=partial(lr_schedule, optim=optim, total_steps=total_steps),
         )
+        _skip_input_check(self.model)
+        self._cut = cut_dimensions(module.hf)
         self._asleep: list[deepspeed_states.HostCopy] = []
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -177,12 +183,12 @@ class DeepSpeedTrain:
 
         At stage 3 a tensor is whole only until the next one is asked for: copy what must last.
         """
-        yield from _whole(self.model.module.hf.state_dict(keep_vars=True))
+        yield from _whole(self.model.module.hf.state_dict(keep_vars=True), self._cut)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a Hugging Face folder, or a PEFT folder for an adapter. Collective: rank 0 gathers what it writes in
         host memory."""
-        tensors = _whole(saved_tensors(self.model.module.hf))
+        tensors = _whole(saved_tensors(self.model.module.hf), self._cut)
         try:
             if self.layout.writes:
                 weights = {name: tensor.to("cpu", copy=True) for name, tensor in tensors}
@@ -231,12 +237,15 @@ class DeepSpeedTrain:
 
     def _clip(self) -> Tensor:
         parameters = [p for p in self.model.module.parameters() if p.requires_grad]
-        return nn.utils.clip_grad_norm_(parameters, self.max_norm if self.max_norm > 0 else math.inf)
+        norm = gradient_norm(self.model.module.hf, self._cut)
+        nn.utils.clip_grads_with_norm_(parameters, self.max_norm if self.max_norm > 0 else math.inf, norm)
+        return norm
 
 
-def layout_of(model: ModelConfig) -> Layout:
-    """Raises ValueError when the ring does not divide the processes."""
-    return Layout(dist.get_rank(), dist.get_world_size(), ring=model.ring_attn_size)
+def layout_of(model: ModelConfig, sharding: DeepSpeedConfig) -> Layout:
+    """Raises ValueError when those who share rows do not divide the processes."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    return Layout(rank, world, ring=model.ring_attn_size, tensor=sharding.ds_tensor_parallel_size)
 
 
 def ring_of(layout: Layout, model: ModelConfig) -> Ring | None:
@@ -253,7 +262,30 @@ def _ring_group(size: int) -> dist.ProcessGroup:
     return group
 
 
-def load(build: Callable[[], Wrapped], config: dict[str, Any]) -> Wrapped:
+def _frozen(module: Wrapped) -> Wrapped:
+    return module.eval().requires_grad_(False)
+
+
+def load(
+    build: Callable[[], Wrapped], config: dict[str, Any], tensor_parallel: int, device: torch.device
+) -> Wrapped:
+    """``build()``, and into ``config`` how DeepSpeed is to cut it for ``tensor_parallel`` ranks.
+
+    Ranks that share a model must begin with the same head, also where ``build`` draws it; DeepSpeed sees to that only
+    among the ranks that hold the same parts.
+    """
+    if tensor_parallel == 1:
+        return _load(build, config)
+    seed = torch.randint(2**31, (1,)).to(device)
+    dist.broadcast(seed, src=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        module = _load(build, config)
+    config["tensor_parallel"] = tensor_parallel_config(module.hf, tensor_parallel)
+    return module
+
+
+def _load(build: Callable[[], Wrapped], config: dict[str, Any]) -> Wrapped:
     """``build()``; at stage 3, ``from_pretrained`` inside it shards each weight as it is loaded.
 
     Transformers looks the configuration up in a global of its own; it is unset afterwards, so that a model of another
@@ -296,14 +328,22 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _whole(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Each of ``tensors`` gathered, tied ones once. Collective."""
+def _skip_input_check(engine: deepspeed.DeepSpeedEngine) -> None:
+    """DeepSpeed's own comparison of the first forward's arguments across a model's ranks knows no ``Batch``."""
+    if engine.autotp_size() > 1:
+        engine.first_dataloader_check.remove()
+
+
+def _whole(tensors: Mapping[str, Tensor], cut: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """Each of ``tensors`` gathered, tied ones once; ``cut`` names those that tensor parallelism cut. Collective."""
     once: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in tensors.items():
         once.setdefault(id(tensor), (name, tensor))
     for bucket in _buckets(once.values()):
         with _gathered([tensor for _, tensor in bucket]):
-            yield from ((name, tensor.detach()) for name, tensor in bucket)
+            for name, tensor in bucket:
+                part = tensor.detach()
+                yield name, whole(part, cut[name]) if name in cut else part
 
 
 def _buckets(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:

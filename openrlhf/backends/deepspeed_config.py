@@ -16,8 +16,8 @@ def train_config(
 ) -> dict[str, Any]:
     """The configuration of a model in training.
 
-    The loop decides when a mini-batch is complete, so DeepSpeed counts one gradient accumulation step. Stage 0 in
-    float32 is clipped by the engine, not here: there DeepSpeed clips without telling the norm.
+    The loop decides when a mini-batch is complete, so DeepSpeed counts one gradient accumulation step. What
+    ``clips_by_hand`` is clipped by the engine, not here.
 
     Raises ValueError for flags that DeepSpeed would drop in silence or refuse later.
     """
@@ -49,8 +49,9 @@ def frozen_config(bf16: bool, zero_stage: int, offload: bool) -> dict[str, Any]:
 
 
 def clips_by_hand(model: ModelConfig, deepspeed: DeepSpeedConfig) -> bool:
-    """Whether DeepSpeed runs the bare optimizer, which knows no norm: stage 0 in float32."""
-    return deepspeed.zero_stage == 0 and not model.bf16
+    """Whether the engine does it: stage 0 in float32 runs the bare optimizer, which knows no norm, and in bfloat16 with
+    tensor parallelism one that counts the first rank's part of the gradient only."""
+    return deepspeed.zero_stage == 0 and (not model.bf16 or deepspeed.ds_tensor_parallel_size > 1)
 
 
 def check_stage(model: ModelConfig, deepspeed: DeepSpeedConfig) -> None:

@@ -43,7 +43,7 @@ def run(config: DPOConfig) -> None:
     samples, evaluation = read(config, pairs, encode)
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples) // 2)
     reference = choose_reference_engine(
-        engine, reference_source(config), model, config.deepspeed.zero_stage, preference.ref_offload
+        engine, reference_source(config), model, config.deepspeed, preference.ref_offload
     )
 
     def with_reference(batch: Batch) -> Batch:

@@ -52,7 +52,7 @@ def run(config: KDConfig) -> None:
             load_causal_lm(distillation.teacher_model, model, "--teacher_model"), max(vocabulary.values()) + 1
         ),
         model,
-        config.deepspeed.zero_stage,
+        config.deepspeed,
         distillation.teacher_offload,
         "--teacher_offload",
     )

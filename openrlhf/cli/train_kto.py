@@ -41,7 +41,7 @@ def run(config: KTOConfig) -> None:
 
     samples, evaluation = read(config, unpaired, encode)
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples) // 2)
-    reference = choose_reference_engine(engine, model.pretrain, model, config.deepspeed.zero_stage, kto.ref_offload)
+    reference = choose_reference_engine(engine, model.pretrain, model, config.deepspeed, kto.ref_offload)
 
     def with_reference(batch: Batch) -> Batch:
         return with_kl_baseline(batch, engine, reference, config.train.micro_train_batch_size, model.packing_samples)

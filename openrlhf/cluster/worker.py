@@ -156,7 +156,7 @@ class ReferenceWorker(Worker):
         engine = DeepSpeedForward(
             lambda: load_causal_lm(config.model.pretrain, config.model),
             config.model,
-            config.deepspeed.zero_stage,
+            config.deepspeed,
             config.reward.ref_reward_offload,
         )
         self.member = ReferenceMember(engine, config)
@@ -175,7 +175,7 @@ class RewardWorker(Worker):
         engine = DeepSpeedForward(
             lambda: load_reward_model(config),
             config.model,
-            config.deepspeed.zero_stage,
+            config.deepspeed,
             config.reward.ref_reward_offload,
         )
         self.member = RewardMember(engine, config)

@@ -17,7 +17,6 @@ NOT_BUILT: dict[str, str] = {
     "eval_temperature": "is not built yet, as --eval_dataset is not for this command: leave it out.",
     "eval_n_samples_per_prompt": "is not built yet, as --eval_dataset is not for this command: leave it out.",
     "deepcompile": "is not built yet: leave it out.",
-    "ds_tensor_parallel_size": "is not built yet: leave it out and partition the weights with --zero_stage 3.",
     "freezing_actor_steps": "is not built yet: leave it out and train actor and critic from the first step.",
     "ptx_coef": "never had an effect: leave it out.",
     "enable_ema": "is not built yet: leave it out and save the actor itself.",
@@ -29,6 +28,7 @@ NOT_BUILT: dict[str, str] = {
 
 NOT_BUILT_IN: dict[type[Command], dict[str, str]] = {
     PPOConfig: {
+        "ds_tensor_parallel_size": "is not built yet for this command: partition the weights with --zero_stage 3.",
         "eval_dataset": "is not built yet for this command: leave it out and follow the reward of the rollouts.",
         "eval_split": "is not built yet for this command, as --eval_dataset is not: leave it out.",
         "eval_steps": "is not built yet for this command, as --eval_dataset is not: leave it out.",

@@ -91,6 +91,17 @@ def ring(config: TrainCommand) -> None:
         )
 
 
+def tensor_parallel(config: TrainCommand) -> None:
+    """The cut layers are DeepSpeed's own; it does not know those of an adapter or of quantised weights."""
+    model, size = config.model, config.deepspeed.ds_tensor_parallel_size
+    if size > 1 and (model.lora_rank > 0 or model.load_in_4bit):
+        flag = "--lora_rank" if model.lora_rank > 0 else "--load_in_4bit"
+        raise ValueError(
+            f"--ds_tensor_parallel_size {size} cuts the model's own layers and {flag} replaces them: leave one out, "
+            "for example partition the weights with --zero_stage 3."
+        )
+
+
 def micro_batches(config: TrainCommand) -> None:
     check_workers(config.train, 1, "")
 
@@ -435,7 +446,7 @@ def sleep(config: PPOConfig) -> None:
         )
 
 
-SHARED_RULES = (template, scheduler, ring, micro_batches, adapters, checkpoints)
+SHARED_RULES = (template, scheduler, ring, tensor_parallel, micro_batches, adapters, checkpoints)
 # Each command's rules, in the order in which they are asked; their argument is of that command's type.
 RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     SFTConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, multiturn, answers, evaluation),

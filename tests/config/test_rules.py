@@ -26,7 +26,7 @@ from openrlhf.config.commands import (
 from openrlhf.config.derived import CriticSource, critic_source, needs_deepspeed, reference_source, role_sizes
 from openrlhf.config.parse import read
 from openrlhf.config.ranges import RANGES, check_ranges
-from openrlhf.config.rules import check, check_workers, ring
+from openrlhf.config.rules import check, check_workers, ring, tensor_parallel
 
 SFT = {"pretrain": "model", "dataset": "a.jsonl", "output_key": "output"}
 PAIRS = {"pretrain": "model", "dataset": "a.jsonl"}
@@ -548,6 +548,14 @@ def test_what_adapters_exclude(command: Any, flags: dict[str, Any], words: list[
 def test_a_reference_of_its_own_may_wait_on_the_host() -> None:
     check(build(DPOConfig, PAIRS | {"lora_rank": 4, "ref_offload": True, "ref_pretrain": "before"}))
     check(build(DPOConfig, PAIRS | {"ref_offload": True}))
+
+
+@pytest.mark.parametrize("extra", [{"lora_rank": 8}, {"load_in_4bit": True}])
+def test_tensor_parallelism_cuts_plain_layers_only(extra: dict[str, Any]) -> None:
+    """An adapter would be thrown away with the layer that it sits on."""
+    tensor_parallel(build(SFTConfig, SFT | extra))
+    with pytest.raises(ValueError, match=f"--ds_tensor_parallel_size 2.*--{next(iter(extra))}"):
+        tensor_parallel(build(SFTConfig, SFT | extra | {"ds_tensor_parallel_size": 2}))
 
 
 def test_a_ring() -> None:
