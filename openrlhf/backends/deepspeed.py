@@ -266,21 +266,18 @@ def _frozen(module: Wrapped) -> Wrapped:
     return module.eval().requires_grad_(False)
 
 
-def load(
-    build: Callable[[], Wrapped], config: dict[str, Any], tensor_parallel: int, device: torch.device
-) -> Wrapped:
+def load(build: Callable[[], Wrapped], config: dict[str, Any], tensor_parallel: int, device: torch.device) -> Wrapped:
     """``build()``, and into ``config`` how DeepSpeed is to cut it for ``tensor_parallel`` ranks.
 
-    Ranks that share a model must begin with the same head, also where ``build`` draws it; DeepSpeed sees to that only
-    among the ranks that hold the same parts.
+    Ranks that share a model must begin with the same head, also where ``build`` draws it: all draw what rank 0 would.
+    DeepSpeed sees to that only among the ranks that hold the same parts.
     """
     if tensor_parallel == 1:
         return _load(build, config)
-    seed = torch.randint(2**31, (1,)).to(device)
-    dist.broadcast(seed, src=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed))
-        module = _load(build, config)
+    state = torch.get_rng_state().to(device)
+    dist.broadcast(state, src=0)
+    torch.set_rng_state(state.cpu())
+    module = _load(build, config)
     config["tensor_parallel"] = tensor_parallel_config(module.hf, tensor_parallel)
     return module
 

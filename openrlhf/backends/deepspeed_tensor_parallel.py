@@ -47,7 +47,9 @@ def tensor_parallel_config(hf: PreTrainedModel, size: int) -> dict[str, Any]:
         )
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         if (number := config.to_dict().get(name)) is not None and number % size:
-            raise ValueError(f"{flag}: the model's {name}, {number}, is not a multiple of {size}; choose a divisor of it")
+            raise ValueError(
+                f"{flag}: the model's {name}, {number}, is not a multiple of {size}; choose a divisor of it"
+            )
     specs = [{"patterns": [_pattern(layer)], **STYLES[style]} for layer, style in plan.items()]
     if not any(parameter.requires_grad for parameter in hf.parameters()):
         specs = [spec for spec in specs if spec["partition_type"] != "skip"]  # no gradients to sum

@@ -63,11 +63,12 @@ class ScoreModel(nn.Module):
 
 @torch.no_grad()
 def init_head(head: nn.Module) -> None:
-    """Draw the head's weight from a normal distribution with standard deviation 1 / (hidden + 1).
+    """Draw the head's weight from a normal distribution with standard deviation 1 / (hidden + 1), on the CPU: the same
+    on every device.
 
     The parameter is replaced: under ZeRO-3 the loaded one is sharded already and has no shape to draw into.
     """
     assert isinstance(head, nn.Linear)
     old = head.weight
-    weight = torch.empty(head.out_features, head.in_features, dtype=old.dtype, device=old.device)
-    head.weight = nn.Parameter(weight.normal_(mean=0.0, std=1 / (head.in_features + 1)))
+    weight = torch.empty(head.out_features, head.in_features, dtype=old.dtype)
+    head.weight = nn.Parameter(weight.normal_(mean=0.0, std=1 / (head.in_features + 1)).to(old.device))

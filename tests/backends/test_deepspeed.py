@@ -224,9 +224,7 @@ def run_frozen(stage: int, offload: bool, folder: Path) -> Tensor:
     from openrlhf.backends.deepspeed import DeepSpeedForward
 
     source = folder / "untied"
-    engine = DeepSpeedForward(
-        lambda: load(source), model_config(source), DeepSpeedConfig(zero_stage=stage), offload
-    )
+    engine = DeepSpeedForward(lambda: load(source), model_config(source), DeepSpeedConfig(zero_stage=stage), offload)
     engine.offload()
     engine.onload()
     with torch.no_grad():
