@@ -34,7 +34,8 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from openrlhf.backends import deepspeed_states
 from openrlhf.backends.deepspeed_config import clips_by_hand, frozen_config, train_config
-from openrlhf.backends.deepspeed_tensor_parallel import cut_dimensions, gradient_norm, tensor_parallel_config, whole
+from openrlhf.backends.deepspeed_plan import tensor_parallel_config
+from openrlhf.backends.deepspeed_tensor_parallel import cut_dimensions, gradient_norm, whole
 from openrlhf.backends.layout import Layout
 from openrlhf.backends.local import lr_schedule
 from openrlhf.backends.pieces import load_pieces, load_schedule, save_pieces
