@@ -132,7 +132,7 @@ def by_transformers(config: BatchInferenceConfig, prompts: list[list[int]], para
         built.append(load_causal_lm(config.model.pretrain, config.model))
         return built[0]
 
-    choose_forward_engine(build, config.model, config.deepspeed.zero_stage, offload=False)
+    choose_forward_engine(build, config.model, config.deepspeed, offload=False)
     engine = HFGenerate(built[0].hf)
     seed = config.train.seed
     return over_ranks(
@@ -193,7 +193,7 @@ def judge(config: BatchInferenceConfig) -> Rows:
             print(f"--pretrain {model.pretrain} stores no mean and std of its scores: they are taken as they are")
         return reward_model
 
-    engine = choose_forward_engine(build, model, config.deepspeed.zero_stage, offload=False)
+    engine = choose_forward_engine(build, model, config.deepspeed, offload=False)
 
     def score(_: int, part: list[Answer]) -> list[float]:
         rows = collate([answer.sample for answer in part], tokenizer.pad_token_id)
