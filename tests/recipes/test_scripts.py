@@ -130,3 +130,68 @@ def test_slurm_script_trains_on_two_machines(models: dict[str, Path], tmp_path: 
     script = ["bash", str(FOLDER / "train_llama_slurm.sh"), "openrlhf.cli.train_sft", *words(flags)]
     launched(script, PATH=path, GPUS="1", PORT=free_port(), **job)
     assert len(column(tmp_path / "model", "loss")) == 1
+
+
+# The two commands that users of OpenRLHF know by heart.
+SFT = r"""deepspeed --module openrlhf.cli.train_sft \
+   --max_len 4096 \
+   --dataset Open-Orca/OpenOrca \
+   --input_key question \
+   --output_key response \
+   --input_template $'User: {}\nAssistant: ' \
+   --train_batch_size 256 \
+   --micro_train_batch_size 2 \
+   --max_samples 500000 \
+   --pretrain meta-llama/Meta-Llama-3-8B \
+   --save_path ./checkpoint/llama3-8b-sft \
+   --save_steps -1 \
+   --logging_steps 1 \
+   --eval_steps -1 \
+   --zero_stage 2 \
+   --max_epochs 1 \
+   --packing_samples \
+   --bf16 \
+   --flash_attn \
+   --learning_rate 5e-6 \
+   --gradient_checkpointing \
+   --use_wandb {wandb_token}"""
+RM = r"""deepspeed --module openrlhf.cli.train_rm \
+   --save_path ./checkpoint/llama3-8b-rm \
+   --save_steps -1 \
+   --logging_steps 1 \
+   --eval_steps -1 \
+   --train_batch_size 256 \
+   --micro_train_batch_size 1 \
+   --pretrain OpenRLHF/Llama-3-8b-sft-mixture \
+   --bf16 \
+   --max_epochs 1 \
+   --max_len 8192 \
+   --zero_stage 3 \
+   --learning_rate 9e-6 \
+   --dataset OpenRLHF/preference_dataset_mixture2_and_safe_pku \
+   --apply_chat_template \
+   --chosen_key chosen \
+   --rejected_key rejected \
+   --flash_attn \
+   --packing_samples \
+   --gradient_checkpointing \
+   --use_wandb {wandb_token}"""
+
+
+@pytest.mark.parametrize(("command", "rows"), [(SFT, INSTRUCTIONS), (RM, PAIRS)], ids=["sft", "rm"])
+def test_well_known_command_trains(
+    command: str, rows: list[dict[str, Any]], models: dict[str, Path], tmp_path: Path
+) -> None:
+    """As it is written, with names and sizes replaced; W&B keeps its files on this machine."""
+    pytest.importorskip("wandb")
+    flags = {
+        "pretrain": models["llama"],
+        "dataset": write_rows(tmp_path / "rows.jsonl", rows),
+        "train_batch_size": 6,
+        "save_path": tmp_path / "model",
+    }
+    line = command.replace("deepspeed ", f"deepspeed --master_port {free_port()} ", 1)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    launched(["bash", "-c", f'{line} "$@"', "bash", *words(flags)], PATH=path, WANDB_MODE="offline")
+    assert len(column(tmp_path / "model", "loss")) == 1
+    assert list((tmp_path / "model").glob("wandb/offline-run-*"))
