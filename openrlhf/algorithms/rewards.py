@@ -34,3 +34,21 @@ def kl_penalty(kl: Tensor, coef: float, action_mask: Tensor) -> Tensor:
     Paper: Ziegler et al., arXiv:1909.08593, eq. 2.
     """
     return zero_outside(-coef * kl, action_mask)
+
+
+def overlong_penalty(lengths: Tensor, longest: int, buffer: int, factor: float) -> Tensor:
+    """(B,) answer lengths → (B,) rewards in [−factor, 0]: 0 up to ``longest`` − ``buffer`` tokens, then falling in a
+    straight line to −factor at ``longest``.
+
+    Paper: Yu et al., arXiv:2503.14476, §3.4, eq. 13 (soft overlong punishment).
+    """
+    return -factor * (lengths - (longest - buffer)).clamp(0, buffer) / buffer
+
+
+def stop_properly(rewards: Tensor, truncated: Tensor, coef: float) -> Tensor:
+    """(B,) rewards where (B,) ``truncated`` answers, cut at the length limit, count less: coef ≥ 0 multiplies their
+    reward, coef < 0 replaces it.
+
+    Paper: Hu et al. 2025, "ProRL v2" (stop-properly penalty); ProRL: arXiv:2505.24864.
+    """
+    return torch.where(truncated, rewards * coef if coef >= 0 else torch.full_like(rewards, coef), rewards)

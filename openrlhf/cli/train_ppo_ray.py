@@ -60,6 +60,8 @@ def warn(config: PPOConfig) -> None:
     algorithm = config.algorithm
     if algorithm.use_kl_loss and algorithm.kl_estimator == "k1":
         print("--use_kl_loss with --kl_estimator k1: its gradient is zero on average; k2 or k3 is what you want")
+    if algorithm.policy_loss_type == "gspo" and max(algorithm.eps_clip_low_high or (algorithm.eps_clip,)) >= 0.1:
+        print("--policy_loss_type gspo: the ratio of a whole answer hardly leaves 1; its paper clips at 3e-4 and 4e-4")
 
 
 def read_prompts(config: PPOConfig) -> tuple[Any, list[Prompt]]:

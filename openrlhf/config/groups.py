@@ -299,6 +299,7 @@ class AlgorithmConfig:
     lambd: float = flag(1.0, "λ of generalised advantage estimation")
     eps_clip: float = flag(0.2, "the policy ratio is clipped to 1 ± this")
     eps_clip_low_high: tuple[float, float] | None = flag(None, "two clip widths, below and above 1, for --eps_clip")
+    policy_loss_type: str = flag("ppo", "ppo, gspo, cispo, or your own as path/file.py:function")
     dual_clip: float | None = flag(None, "bound of the ratio for negative advantages, above 1")
     value_clip: float = flag(0.2, "values are clipped to this distance from those before the update")
     entropy_loss_coef: float = flag(0.0, "weight of the entropy bonus")
@@ -308,6 +309,9 @@ class AlgorithmConfig:
     kl_estimator: Literal["k1", "k2", "k3"] = flag("k1", "how the KL of a token is estimated")
     use_kl_loss: bool = flag(False, "put the KL into the loss instead of the reward")
     no_advantage_std_norm: bool = flag(False, "only centre the advantages, keep their scale")
+    enable_vllm_is_correction: bool = flag(False, "weigh tokens by π of the trainer over π of the engine")
+    vllm_is_correction_type: str = flag("tis", "tis, icepop, seq-mask-tis, or your own as path/file.py:function")
+    vllm_is_truncated_threshold: tuple[float, float] = flag((0.5, 5.0), "lowest and highest of these weights")
     actor_learning_rate: float = flag(1e-6, "highest learning rate of the actor")
     critic_learning_rate: float = flag(9e-6, "highest learning rate of the critic")
     freezing_actor_steps: int = flag(-1, "train only the critic in the first so many steps")
@@ -349,6 +353,11 @@ class RewardConfig:
     )
     normalize_reward: bool = flag(False, "standardise rewards with the mean and std stored in the reward model")
     reward_clip_range: tuple[float, float] = flag((-10.0, 10.0), "lowest and highest reward")
+    overlong_buffer_len: int | None = flag(None, "last tokens of --generate_max_len, which cost reward")
+    overlong_penalty_factor: float = flag(1.0, "reward that an answer of full length loses")
+    stop_properly_penalty_coef: float | None = flag(
+        None, "factor of the reward of an answer that was cut; below 0 it is that reward"
+    )
     critic_pretrain: str | None = flag(
         None, "start of the critic; without it the reward model, or --pretrain where a function gives the rewards"
     )

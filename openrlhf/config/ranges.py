@@ -29,7 +29,7 @@ RANGES = (
             *("actor_num_nodes", "actor_num_gpus_per_node", "critic_num_nodes", "critic_num_gpus_per_node"),
             *("ref_num_nodes", "ref_num_gpus_per_node", "reward_num_nodes", "reward_num_gpus_per_node"),
             *("vllm_num_engines", "vllm_tensor_parallel_size", "ds_tensor_parallel_size"),
-            *("ring_attn_size", "ring_head_stride", "lora_alpha", "batch_size"),
+            *("ring_attn_size", "ring_head_stride", "lora_alpha", "batch_size", "overlong_buffer_len"),
             *("micro_batch_size", "max_new_tokens", "best_of_n", "tp_size", "max_num_seqs"),
         ),
     ),
@@ -39,7 +39,7 @@ RANGES = (
         (
             *("seed", "l2", "max_norm", "learning_rate", "actor_learning_rate", "critic_learning_rate"),
             *("init_kl_coef", "eval_temperature", "aux_loss_coef", "lora_rank", "nll_loss_coef"),
-            *("desirable_loss_weight", "undesirable_loss_weight", "iter"),
+            *("desirable_loss_weight", "undesirable_loss_weight", "iter", "overlong_penalty_factor"),
         ),
     ),
     Range(
@@ -60,6 +60,11 @@ RANGES = (
     Range("0, 1, 2 or 3", lambda x: x in (0, 1, 2, 3), ("zero_stage",)),
     Range("two numbers of at least 0 and below 1", lambda pair: all(0 <= x < 1 for x in pair), ("adam_betas",)),
     Range("two numbers above 0", lambda pair: all(x > 0 for x in pair), ("eps_clip_low_high",)),
+    Range(
+        "two numbers of at least 0, the lower one first",
+        lambda pair: 0 <= pair[0] < pair[1],
+        ("vllm_is_truncated_threshold",),
+    ),
     Range("two numbers, the lower one first", lambda pair: pair[0] < pair[1], ("reward_clip_range",)),
 )
 

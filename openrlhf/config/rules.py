@@ -330,6 +330,38 @@ def estimator(config: PPOConfig) -> None:
         )
 
 
+def surrogate(config: PPOConfig) -> None:
+    from openrlhf.algorithms.policy_losses import find_policy_loss  # here, so that --help does not wait for torch
+
+    algorithm = config.algorithm
+    find_policy_loss(algorithm.policy_loss_type)
+    if algorithm.policy_loss_type == "cispo" and algorithm.dual_clip is not None:
+        raise ValueError("--dual_clip bounds the losses ppo and gspo: leave it out with --policy_loss_type cispo.")
+
+
+def correction(config: PPOConfig) -> None:
+    from openrlhf.algorithms.rollout_correction import find_correction
+
+    algorithm, default = config.algorithm, defaults(PPOConfig)
+    find_correction(algorithm.vllm_is_correction_type)
+    names = ("vllm_is_correction_type", "vllm_is_truncated_threshold")
+    given = [f"--{name}" for name in names if vars(algorithm)[name] != default[name]]
+    if given and not algorithm.enable_vllm_is_correction:
+        raise ValueError(f"{given[0]} says how to correct: it needs --enable_vllm_is_correction.")
+
+
+def overlong(config: PPOConfig) -> None:
+    reward, longest = config.reward, config.rollout.generate_max_len
+    if reward.overlong_buffer_len is None:
+        if reward.overlong_penalty_factor != defaults(PPOConfig)["overlong_penalty_factor"]:
+            raise ValueError("--overlong_penalty_factor needs --overlong_buffer_len, where the penalty begins.")
+    elif reward.overlong_buffer_len > longest:
+        raise ValueError(
+            f"--overlong_buffer_len {reward.overlong_buffer_len} is longer than --generate_max_len {longest}: every "
+            "answer would be overlong."
+        )
+
+
 def critic(config: PPOConfig) -> None:
     name = config.algorithm.advantage_estimator
     if critic_source(config) is not None:
@@ -456,8 +488,9 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     KDConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, answers, evaluation),
     PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
-        *SHARED_RULES, prompt_shares, reward_source, reward_address, rollout_batch, estimator, critic, reference,
-        kl_horizon, local, synced_adapters, engines, workers, colocation, colocated_engines, sleep,
+        *SHARED_RULES, prompt_shares, reward_source, reward_address, rollout_batch, estimator, surrogate, correction,
+        overlong, critic, reference, kl_horizon, local, synced_adapters, engines, workers, colocation,
+        colocated_engines, sleep,
     ),
     ServeRMConfig: (),
     BatchInferenceConfig: (*INFERENCE_RULES, template, dataset_shares),

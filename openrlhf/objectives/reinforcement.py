@@ -10,7 +10,8 @@ from torch import nn
 
 from openrlhf.algorithms.kl import kl_estimate
 from openrlhf.algorithms.masked import zero_outside
-from openrlhf.algorithms.policy_losses import POLICY_LOSSES
+from openrlhf.algorithms.policy_losses import find_policy_loss
+from openrlhf.algorithms.rollout_correction import find_correction
 from openrlhf.algorithms.value_losses import clipped_value_loss
 from openrlhf.config.groups import AlgorithmConfig
 from openrlhf.objectives.loss import Loss
@@ -20,7 +21,8 @@ from openrlhf.types import Batch, present
 def policy_loss(
     model: nn.Module, batch: Batch, *, algorithm: AlgorithmConfig, temperature: float, packed: bool, kl_coef: float
 ) -> Loss:
-    """Clipped policy loss, plus ``kl_coef`` · KL with ``--use_kl_loss``, minus the entropy bonus.
+    """Policy loss, corrected for what the engine sampled from with ``--enable_vllm_is_correction``, plus ``kl_coef`` ·
+    KL with ``--use_kl_loss``, minus the entropy bonus.
 
     Without ``old_log_probs`` the policy that sampled is the policy at hand (one on-policy step), so they are its own,
     detached.
@@ -32,7 +34,8 @@ def policy_loss(
     old = now if batch.old_log_probs is None else zero_outside(batch.old_log_probs, mask)
     low, high = algorithm.eps_clip_low_high or (algorithm.eps_clip, algorithm.eps_clip)
     advantages = zero_outside(present(batch.advantages, "advantages"), mask)
-    policy = POLICY_LOSSES["ppo"](log_probs, old, advantages, low, high, algorithm.dual_clip)
+    surrogate = find_policy_loss(algorithm.policy_loss_type).function
+    policy = surrogate(log_probs, old, advantages, mask, low, high, algorithm.dual_clip)
     elements = policy.loss
     metrics = {
         "policy_loss": policy.loss.detach(),
@@ -40,6 +43,16 @@ def policy_loss(
         "ppo_kl": old - now,
         "entropy": scores.entropy.detach(),
     }
+    if batch.rollout_log_probs is not None:
+        sampled = zero_outside(batch.rollout_log_probs, mask)
+        metrics["engine_log_prob_diff"] = (old - sampled).abs()
+        metrics["engine_kl"] = sampled - old
+    if algorithm.enable_vllm_is_correction:
+        bounds = algorithm.vllm_is_truncated_threshold
+        sampled = zero_outside(present(batch.rollout_log_probs, "rollout_log_probs"), mask)
+        weights = find_correction(algorithm.vllm_is_correction_type)(old, sampled, mask, *bounds)
+        elements = elements * weights
+        metrics["correction_weight"] = weights
     if batch.ref_log_probs is not None:
         kl = kl_estimate(log_probs, zero_outside(batch.ref_log_probs, mask), algorithm.kl_estimator)
         metrics["kl"] = kl.detach()
@@ -47,8 +60,6 @@ def policy_loss(
             elements = elements + kl_coef * kl
     if algorithm.entropy_loss_coef != 0:
         elements = elements - algorithm.entropy_loss_coef * scores.entropy
-    if batch.rollout_log_probs is not None:
-        metrics["engine_log_prob_diff"] = (old - zero_outside(batch.rollout_log_probs, mask)).abs()
     return Loss(elements, metrics)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openrlhf.algorithms.policy_losses import find_policy_loss
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import CriticSource
 from openrlhf.models.adapters import with_adapter
@@ -15,7 +16,7 @@ from openrlhf.models.load import load_score_model
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.objectives.reinforcement import policy_loss, value_loss
 from openrlhf.training.roles import ForwardEngine, TrainEngine
-from openrlhf.training.update import update
+from openrlhf.training.update import sequence_mean, token_mean, update
 from openrlhf.types import Batch, Metrics, pad_columns
 
 
@@ -39,7 +40,13 @@ class PolicyMember:
         )
         train = self.config.train
         return update(
-            self.engine, batch, objective, train.train_batch_size, train.micro_train_batch_size, train.max_epochs
+            self.engine,
+            batch,
+            objective,
+            train.train_batch_size,
+            train.micro_train_batch_size,
+            train.max_epochs,
+            sequence_mean if find_policy_loss(self.config.algorithm.policy_loss_type).by_sequence else token_mean,
         )
 
 

@@ -30,6 +30,8 @@ METRICS: dict[str, str] = {
     "kl": "mean KL estimate between policy and reference per token, by --kl_estimator",
     "kl_coef": "coefficient of the KL term in this step",
     "engine_log_prob_diff": "mean |log-prob by the trainer − log-prob by the engine| of the sampled tokens",
+    "engine_kl": "mean of log-prob by the engine − log-prob by the trainer of the sampled tokens",
+    "correction_weight": "mean weight of a token by --vllm_is_correction_type",
     "advantage_std": "standard deviation of the advantages over the action tokens",
     # critic
     "critic_loss": "clipped squared error of the values",

@@ -19,7 +19,7 @@ import torch
 
 from openrlhf.algorithms.advantages import AdvantageInputs, estimate_advantages
 from openrlhf.algorithms.kl import kl_estimate, make_kl_controller
-from openrlhf.algorithms.rewards import kl_penalty
+from openrlhf.algorithms.rewards import kl_penalty, overlong_penalty, stop_properly
 from openrlhf.config.commands import PPOConfig
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.metric_names import REWARD_PARTS
@@ -44,7 +44,7 @@ def train(
             (samples,) = gather(roles.rollout.collect(prompts, config.train.seed + step), deadline_s=deadline_s)
         batch = collate(samples, pad_token_id)
         with phases("reward"):
-            batch = add_rewards(batch, roles, deadline_s)
+            batch = shape_rewards(add_rewards(batch, roles, deadline_s), config)
         with phases("log_probs"):
             batch = add_log_probs_and_values(batch, roles, config, deadline_s)
         with phases("advantages"):
@@ -74,6 +74,19 @@ def add_rewards(batch: Batch, roles: Roles, deadline_s: float) -> Batch:
     if batch.rewards is not None:
         return batch
     (rewards,) = gather(roles.reward.rewards(batch), deadline_s=deadline_s)
+    return batch.fill(rewards=rewards)
+
+
+def shape_rewards(batch: Batch, config: PPOConfig) -> Batch:
+    """What length takes off a reward: ``--overlong_buffer_len`` and ``--stop_properly_penalty_coef``."""
+    reward, rewards = config.reward, present(batch.rewards, "rewards")
+    if reward.overlong_buffer_len is not None:
+        lengths, longest = batch.action_mask.sum(dim=1), config.rollout.generate_max_len
+        rewards = rewards + overlong_penalty(
+            lengths, longest, reward.overlong_buffer_len, reward.overlong_penalty_factor
+        )
+    if reward.stop_properly_penalty_coef is not None:
+        rewards = stop_properly(rewards, present(batch.truncated, "truncated"), reward.stop_properly_penalty_coef)
     return batch.fill(rewards=rewards)
 
 

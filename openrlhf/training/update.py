@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from openrlhf.algorithms.masked import token_mean_weights
+from openrlhf.algorithms.masked import sequence_mean_weights, token_mean_weights
 from openrlhf.objectives.loss import Objective
 from openrlhf.training.roles import TrainEngine
 from openrlhf.types import Batch, Metrics, merge_metrics
@@ -29,6 +29,13 @@ def token_mean(batch: Batch, engine: TrainEngine) -> Tensor:
     """Weights (B, T) of the mean over every action token of the mini-batch on all ranks."""
     total = engine.sum_over_ranks(batch.action_mask.sum().float().to(engine.device)).to(batch.action_mask.device)
     return token_mean_weights(batch.action_mask, total)
+
+
+def sequence_mean(batch: Batch, engine: TrainEngine) -> Tensor:
+    """Weights (B, T) of the mean over every answer of the mini-batch on all ranks, each the mean over its tokens."""
+    mask = batch.action_mask
+    answers = engine.sum_over_ranks(mask.any(dim=1).sum().float().to(engine.device)).to(mask.device)
+    return sequence_mean_weights(mask, answers)
 
 
 def pair_mean(batch: Batch, engine: TrainEngine) -> Tensor:
@@ -68,7 +75,13 @@ def optimizer_step(
 
 
 def update(
-    engine: TrainEngine, rows: Batch, objective: Objective, train_batch_size: int, micro_batch_size: int, epochs: int
+    engine: TrainEngine,
+    rows: Batch,
+    objective: Objective,
+    train_batch_size: int,
+    micro_batch_size: int,
+    epochs: int,
+    weigh: Weigh = token_mean,
 ) -> Metrics:
     """All optimizer steps on a rollout batch; ``rows`` are this rank's, mini-batch after mini-batch.
 
@@ -77,7 +90,7 @@ def update(
     local = train_batch_size // engine.world
     starts = range(0, len(rows), local)
     steps = [
-        optimizer_step(engine, rows.select(slice(start, start + local)), objective, micro_batch_size)
+        optimizer_step(engine, rows.select(slice(start, start + local)), objective, micro_batch_size, weigh)
         for _ in range(epochs)
         for start in starts
     ]

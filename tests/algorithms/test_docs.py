@@ -19,6 +19,7 @@ from openrlhf.algorithms import (
     returns,
     reward_losses,
     rewards,
+    rollout_correction,
     unpaired_losses,
     value_losses,
 )
@@ -27,14 +28,18 @@ PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
 ENTRIES = [
     *advantages.ADVANTAGE_ESTIMATORS,
     *policy_losses.POLICY_LOSSES,
+    *rollout_correction.ROLLOUT_CORRECTIONS,
     *kl.KL_ESTIMATORS,
     *preference_losses.PREFERENCE_LOSSES,
     *reward_losses.REWARD_LOSSES,
 ]
-PLAIN = {masked.zero_outside, masked.masked_sum, masked.masked_mean, advantages.find_estimator}
+PLAIN = {
+    *(masked.zero_outside, masked.masked_sum, masked.masked_mean),
+    *(advantages.find_estimator, policy_losses.find_policy_loss, rollout_correction.find_correction),
+}
 MODULES = (
     *(advantages, kl, language_losses, masked, policy_losses, preference_losses),
-    *(process_losses, returns, reward_losses, rewards, unpaired_losses, value_losses),
+    *(process_losses, returns, reward_losses, rewards, rollout_correction, unpaired_losses, value_losses),
 )
 FUNCTIONS = [
     function

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from openrlhf.algorithms.policy_losses import POLICY_LOSSES, ppo
+from openrlhf.algorithms.policy_losses import POLICY_LOSSES, cispo, find_policy_loss, gspo
+from openrlhf.algorithms.policy_losses import ppo as masked_ppo
+
+
+def ppo(new, old, advantages, *bounds):
+    """Every token is an action: the mask does not matter to a token's own loss."""
+    return masked_ppo(new, old, advantages, torch.ones_like(new, dtype=torch.bool), *bounds)
 
 
 def slow_ppo(new, old, a, low, high, dual):
@@ -81,22 +87,82 @@ def test_dual_clip_must_exceed_one():
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
 def test_every_entry(normal, mask, name):
-    old, advantages = normal(), normal()
+    """On-policy, with one advantage for all tokens of an answer, each of them is the policy gradient."""
+    old, advantages = normal(), normal()[:, :1] * mask
     new = old.clone().requires_grad_()
-    out = POLICY_LOSSES[name](new, old, advantages, 0.2, 0.2, None)
+    out = POLICY_LOSSES[name].function(new, old, advantages, mask, 0.2, 0.2, None)
     for field in out:
         assert field.shape == mask.shape
     assert out.loss.isfinite().all()
     assert out.clipped.dtype == torch.bool and not out.clipped.any()
     assert torch.equal(out.ratio, torch.ones_like(old))
-    out.loss.sum().backward()
-    torch.testing.assert_close(new.grad, -advantages)  # on-policy this is the policy gradient
+    out.loss[mask].sum().backward()
+    torch.testing.assert_close(new.grad, -advantages)
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
-def test_order_of_rows_does_not_matter(normal, name):
+def test_order_of_rows_does_not_matter(normal, mask, name):
     new, old, advantages = normal(), normal(), normal()
     order = [5, 2, 7, 0, 3, 6, 1, 4]
-    straight = POLICY_LOSSES[name](new, old, advantages, 0.2, 0.2, 3.0).loss
-    shuffled = POLICY_LOSSES[name](new[order], old[order], advantages[order], 0.2, 0.2, 3.0).loss
+    function = POLICY_LOSSES[name].function
+    straight = function(new, old, advantages, mask, 0.2, 0.2, None).loss
+    shuffled = function(new[order], old[order], advantages[order], mask[order], 0.2, 0.2, None).loss
     assert torch.equal(straight[order], shuffled)
+
+
+@pytest.mark.parametrize("dual", [None, 1.5])
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.28), (3e-4, 4e-4)])
+def test_gspo_golden(normal, mask, low, high, dual):
+    """arXiv:2507.18071, eq. 5 and 7: PPO's bound on the length-normalised ratio of the answer."""
+    new, old, advantages = normal(), normal(), normal()
+    out = gspo(new, old, advantages, mask, low, high, dual)
+    for b in range(len(mask)):
+        places = [t for t in range(mask.shape[1]) if mask[b, t]]
+        if not places:
+            continue
+        mean = sum(new[b, t].item() - old[b, t].item() for t in places) / len(places)
+        for t in places:
+            assert out.ratio[b, t].item() == pytest.approx(math.exp(mean), rel=1e-12)
+            expected = -slow_ppo(mean, 0.0, advantages[b, t].item(), low, high, dual)
+            assert out.loss[b, t].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_gspo_does_not_see_masked_tokens(normal, mask):
+    new, old, advantages = normal(), normal(), normal()
+    clean = gspo(new, old, advantages, mask, 0.2, 0.2, None).loss
+    poisoned = gspo(new.masked_fill(~mask, math.nan), old, advantages, mask, 0.2, 0.2, None).loss
+    assert torch.equal(clean[mask], poisoned[mask])
+
+
+def test_gspo_gradient(normal, mask, check_gradient):
+    old, advantages = normal(), normal()
+    check_gradient(lambda new: gspo(new, old, advantages, mask, 0.2, 0.28, None).loss, normal())
+
+
+def test_cispo_golden(normal, mask):
+    """arXiv:2506.13585, eq. 4: the clipped ratio weighs the log-prob, and only the log-prob has a gradient."""
+    new, old, advantages = normal().requires_grad_(), normal(), normal()
+    out = cispo(new, old, advantages, mask, 0.2, 0.28, None)
+    out.loss.sum().backward()
+    assert out.clipped.any() and not out.clipped.all()
+    for b, t in torch.ones_like(mask).nonzero().tolist():
+        ratio = math.exp(new[b, t].item() - old[b, t].item())
+        weight = min(max(ratio, 0.8), 1.28)
+        a = advantages[b, t].item()
+        assert out.loss[b, t].item() == pytest.approx(-weight * a * new[b, t].item(), rel=1e-12)
+        assert new.grad[b, t].item() == pytest.approx(-weight * a, rel=1e-12)
+        assert out.clipped[b, t].item() is (weight != ratio)
+
+
+def test_cispo_has_no_dual_clip(normal, mask):
+    with pytest.raises(ValueError, match="--dual_clip bounds the losses ppo and gspo"):
+        cispo(normal(), normal(), normal(), mask, 0.2, 0.2, 3.0)
+
+
+def test_a_loss_from_a_file(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("def double(new, old, advantages, mask, low, high, dual):\n    return 2 * new\n")
+    found = find_policy_loss(f"{file}:double")
+    assert found.function(3, *[None] * 6) == 6 and not found.by_sequence
+    with pytest.raises(ValueError, match="--policy_loss_type: there is no 'gsp' .did you mean gspo"):
+        find_policy_loss("gsp")

@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf.algorithms.rewards import clip_rewards, kl_penalty, place_on_last_token
+from openrlhf.algorithms.rewards import (
+    clip_rewards,
+    kl_penalty,
+    overlong_penalty,
+    place_on_last_token,
+    stop_properly,
+)
 
 
 def test_clip():
@@ -39,3 +45,16 @@ def test_kl_penalty(normal, mask):
     for b in range(len(mask)):
         expected = [-0.3 * kl[b, t].item() if mask[b, t] else 0.0 for t in range(mask.shape[1])]
         assert out[b].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("length", "penalty"), [(0, 0.0), (60, 0.0), (80, 0.0), (81, -0.1), (90, -1.0), (100, -2.0)])
+def test_overlong_penalty(length, penalty):
+    """arXiv:2503.14476, eq. 13 with a longest answer of 100 and a buffer of 20, times 2."""
+    out = overlong_penalty(torch.tensor([length]), longest=100, buffer=20, factor=2.0)
+    assert out.item() == pytest.approx(penalty)
+
+
+@pytest.mark.parametrize(("coef", "expected"), [(0.5, [1, 1, -0.5]), (0.0, [1, 0, 0]), (-3.0, [1, -3, -3])])
+def test_stop_properly(coef, expected):
+    out = stop_properly(torch.tensor([1.0, 2.0, -1.0]), torch.tensor([False, True, True]), coef)
+    assert out.tolist() == expected

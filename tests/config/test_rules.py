@@ -334,6 +334,15 @@ def test_bad_batch_inference(changed: dict[str, Any], words: list[str]) -> None:
         (PPO | {"advantage_estimator": "gone.py:mine"}, ["--advantage_estimator", "'gone.py'"]),
         (PPO | GROUPS | {"critic_pretrain": "critic"}, ["--advantage_estimator rloo", "--critic_pretrain"]),
         (PPO | GROUPS | {"save_value_network": True}, ["--advantage_estimator rloo", "--save_value_network"]),
+        (PPO | {"policy_loss_type": "gsp"}, ["--policy_loss_type", "'gsp'", "gspo"]),
+        (PPO | {"policy_loss_type": "cispo", "dual_clip": 3.0}, ["--dual_clip", "--policy_loss_type cispo"]),
+        (PPO | {"vllm_is_correction_type": "icepop"}, ["--vllm_is_correction_type", "--enable_vllm_is_correction"]),
+        (
+            PPO | {"enable_vllm_is_correction": True, "vllm_is_correction_type": "ice"},
+            ["--vllm_is_correction_type", "'ice'", "icepop"],
+        ),
+        (PPO | {"overlong_penalty_factor": 2.0}, ["--overlong_penalty_factor", "--overlong_buffer_len"]),
+        (PPO | {"overlong_buffer_len": 2000}, ["--overlong_buffer_len 2000", "--generate_max_len 1024"]),
         (PPO | {"init_kl_coef": 0.0, "kl_target": 0.1}, ["--kl_target", "--init_kl_coef"]),
         (PPO | {"init_kl_coef": 0.0, "use_kl_loss": True}, ["--use_kl_loss", "--init_kl_coef"]),
         (PPO | {"vllm_num_engines": None}, ["--vllm_num_engines", "--local"]),
@@ -412,6 +421,7 @@ EDGES = {
     "0, 1, 2 or 3": (3, 4),
     "two numbers of at least 0 and below 1": ((0.0, 0.99), (0.9, 1.0)),
     "two numbers above 0": ((0.2, 0.3), (0.0, 0.3)),
+    "two numbers of at least 0, the lower one first": ((0.0, 1.0), (-0.5, 1.0)),
     "two numbers, the lower one first": ((-1.0, 1.0), (1.0, -1.0)),
 }
 RANGED = [(name, allowed.says) for allowed in RANGES for name in allowed.flags]

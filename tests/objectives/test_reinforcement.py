@@ -13,7 +13,7 @@ from openrlhf.config.groups import AlgorithmConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.objectives.reinforcement import policy_loss, value_loss
-from openrlhf.training.update import optimizer_step
+from openrlhf.training.update import optimizer_step, sequence_mean
 from openrlhf.types import Batch
 from tests.models.helpers import build, build_scorer
 from tests.training.helpers import GradientEngine, assert_same_gradient, gradient, near, rl_batch
@@ -23,6 +23,9 @@ CASES = {
     "clip": PLAIN,
     "two widths and dual clip": replace(PLAIN, eps_clip_low_high=(0.1, 0.4), dual_clip=1.3),
     "entropy bonus": replace(PLAIN, entropy_loss_coef=0.5),
+    "what the engine sampled from": replace(
+        PLAIN, enable_vllm_is_correction=True, vllm_is_truncated_threshold=(0.8, 1.2), entropy_loss_coef=0.5
+    ),
     **{f"KL loss {k}": AlgorithmConfig(use_kl_loss=True, kl_estimator=k) for k in ("k1", "k2", "k3")},
 }
 KL_COEF = 0.4
@@ -50,6 +53,9 @@ def paper_policy(hf, batch: Batch, algorithm: AlgorithmConfig, temperature: floa
             log_ratio = log_prob - batch.ref_log_probs[row, t]
             kl = {"k1": log_ratio, "k2": log_ratio**2 / 2, "k3": torch.exp(-log_ratio) - 1 + log_ratio}
             entropy = -(distribution.exp() * distribution).sum()
+            if algorithm.enable_vllm_is_correction:  # arXiv:1802.01561, §4.1
+                weight = torch.exp(old - batch.rollout_log_probs[row, t])
+                gain = gain * torch.clip(weight, *algorithm.vllm_is_truncated_threshold)
             loss = -gain - algorithm.entropy_loss_coef * entropy
             if algorithm.use_kl_loss:
                 loss = loss + KL_COEF * kl[algorithm.kl_estimator]
@@ -110,6 +116,28 @@ def test_the_log_probs_of_the_engine_are_compared(batch: Batch, temperature: flo
     metrics = optimizer_step(GradientEngine(CausalLM(build())), batch, objective, 4)
     expected = (batch.old_log_probs - batch.rollout_log_probs)[batch.action_mask].abs().mean()
     assert metrics["engine_log_prob_diff"] == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 6])
+def test_gspo_is_a_mean_over_answers(micro_batch_size: int, batch: Batch, temperature: float) -> None:
+    """arXiv:2507.18071, eq. 5: 1/G Σ min(s A, clip(s) A) with one advantage for an answer, however the batch is cut."""
+    batch = batch.fill(advantages=batch.advantages[:, :1].expand_as(batch.advantages))
+    algorithm = replace(PLAIN, policy_loss_type="gspo", eps_clip=0.02)
+    hf = build()
+    log_probs = CausalLM(hf)(batch, temperature=temperature).log_probs
+    gains = []
+    for row, mask in enumerate(batch.action_mask):
+        if mask.any():
+            ratio = (log_probs[row] - batch.old_log_probs[row])[mask].mean().exp()
+            advantage = batch.advantages[row, 0]
+            gains.append(min(ratio * advantage, ratio.clip(0.98, 1.02) * advantage))
+    loss = -sum(gains) / len(gains)
+    loss.backward()
+    engine = GradientEngine(CausalLM(build()))
+    objective = partial(policy_loss, algorithm=algorithm, temperature=temperature, packed=False, kl_coef=0.0)
+    metrics = optimizer_step(engine, batch, objective, micro_batch_size, sequence_mean)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert_same_gradient(engine.gradients[0], gradient(hf))
 
 
 @pytest.mark.parametrize("clip", [0.05, 0.2, 10.0])

@@ -310,3 +310,19 @@ def test_the_parts_of_a_reward_are_logged() -> None:
     assert metrics["reward/format"] == 3.5
     assert metrics["truncated"] == 0.25
     assert metrics["response_length_max"] == 5
+
+
+def test_length_costs_reward_before_advantages() -> None:
+    """Answers of 3, 2, 5, 1 and 4, 3, 2, 4 actions, at most 6: from the fourth on a third of 0.5 a token; the second
+    sample was cut and counts as −1."""
+    samples = package_samples()
+    samples[1].truncated = True
+    config = steps_of(
+        init_kl_coef=0, generate_max_len=6, overlong_buffer_len=3, overlong_penalty_factor=1.5,
+        stop_properly_penalty_coef=-1.0,
+    )  # fmt: skip
+    lengths, rewards = [len(actions) for _, actions, *_ in plain_samples()], [r for *_, r in ANSWERS]
+    shaped = [r - 0.5 * max(0, n - 3) for r, n in zip(rewards, lengths, strict=True)]
+    shaped[1] = -1.0
+    _, _, (metrics,) = run(config, samples)
+    assert metrics["reward"] == pytest.approx(sum(shaped) / len(shaped))
