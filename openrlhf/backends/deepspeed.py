@@ -253,7 +253,13 @@ def ring_of(layout: Layout, model: ModelConfig) -> Ring | None:
     """Collective: every process of the model asks."""
     if layout.ring == 1:
         return None
-    return Ring(_ring_group(layout.ring), layout.rank % layout.ring, layout.ring, model.ring_head_stride)
+    return Ring(
+        _ring_group(layout.ring),
+        layout.rank % layout.ring,
+        layout.ring,
+        model.ring_head_stride,
+        model.gradient_checkpointing,
+    )
 
 
 @cache

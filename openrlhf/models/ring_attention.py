@@ -4,20 +4,27 @@ A *ring* is the ranks that share rows. The decoder runs on a rank's own slice; o
 and values of a few heads at a time are gathered over the ring, and a query attends to those of its own sample up to
 itself. Softmax runs once over all of them, so the result is that of one rank, exactly. Nothing gathered is kept for
 the backward pass, which gathers again: a rank keeps the activations of its own tokens, and for a moment the keys and
-values of ``head_stride`` heads. After Ring Attention (Liu et al. 2023, arXiv:2310.01889), with the gather in place of
-passing blocks around, as Llama 3 does (arXiv:2407.21783, section 3.3.2).
+values of ``head_stride`` heads, or of one layer where layers are recomputed. After Ring Attention (Liu et al. 2023,
+arXiv:2310.01889), with the gather in place of passing blocks around, as Llama 3 does (arXiv:2407.21783, section 3.3.2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+try:
+    from torch.distributed import all_gather_single, reduce_scatter_single
+except ImportError:  # torch 2.11
+    from torch.distributed import all_gather_into_tensor as all_gather_single
+    from torch.distributed import reduce_scatter_tensor as reduce_scatter_single
 
 # query (1, heads, n, D), key and value (1, kv_heads, K, D) → (1, n, heads, D)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -31,6 +38,7 @@ class Ring:
     rank: int
     size: int
     head_stride: int  # key-value heads that are gathered at a time
+    recomputed: bool = False  # the backward pass runs whole layers again, so attention need not gather again by itself
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,8 @@ def attend_over_ring(query: Tensor, key: Tensor, value: Tensor, part: Slice, att
     stride = part.ring.head_stride
     shared = query.shape[1] // key.shape[1]  # query heads of a key-value head
     pieces = zip(query.split(stride * shared, dim=1), key.split(stride, dim=1), value.split(stride, dim=1), strict=True)
-    outputs = [checkpoint(some_heads, *piece, use_reentrant=False) for piece in pieces]
+    run = some_heads if part.ring.recomputed else partial(checkpoint, some_heads, use_reentrant=False)
+    outputs = [run(*piece) for piece in pieces]
     return torch.cat(outputs, dim=2)
 
 
@@ -108,14 +117,14 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, ring: Ring) -> Tensor:
         ctx.ring = ring
         every = x.new_empty(x.shape[0] * ring.size, x.shape[1])
-        dist.all_gather_into_tensor(every, x.contiguous(), group=ring.group)
+        all_gather_single(every, x.contiguous(), group=ring.group)
         return every
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         ring: Ring = ctx.ring
         own = grad.new_empty(grad.shape[0] // ring.size, grad.shape[1])
-        dist.reduce_scatter_tensor(own, grad.contiguous(), group=ring.group)
+        reduce_scatter_single(own, grad.contiguous(), group=ring.group)
         return own, None
 
 

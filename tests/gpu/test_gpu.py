@@ -10,6 +10,7 @@ import torch
 
 from openrlhf.cli.train_ppo_ray import main
 from openrlhf.config.groups import ModelConfig
+from openrlhf.models.attention import attend
 from openrlhf.models.head import LogitMap, score_tokens
 from openrlhf.models.load import load_causal_lm
 from openrlhf.types import Batch, Sample, collate
@@ -47,6 +48,27 @@ def test_packed_samples_do_not_see_each_other(tiny_folder: Path) -> None:
         after = model(batch.fill(tokens=tokens), packed=True).log_probs
     assert not torch.equal(before[0], after[0])
     assert torch.equal(before[1:], after[1:])
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_queries_of_a_ring_stand_at_the_end_of_their_keys(window: int | None) -> None:
+    """FlashAttention in bfloat16 against attention on the CPU, where 60 keys of the first sample are on other ranks."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (30, 20), (90, 20)
+    q = torch.randn(1, 4, sum(queries), 64, generator=generator)
+    k, v = torch.randn(2, 1, 2, sum(keys), 64, generator=generator)
+    results = []
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        borders = [torch.tensor([0, *lengths], device=device).cumsum(0).int() for lengths in (queries, keys)]
+        inputs = [x.to(torch.bfloat16).to(device, dtype).requires_grad_() for x in (q, k, v)]
+        out, _ = attend(
+            torch.nn.Identity(), *inputs, None, sliding_window=window, cu_seq_lens_q=borders[0],
+            cu_seq_lens_k=borders[1], max_length_q=max(queries), max_length_k=max(keys),
+        )  # fmt: skip
+        out.square().sum().backward()
+        results.append([x.detach().float().cpu() for x in (out, *(x.grad for x in inputs))])
+    for expected, got in zip(*results, strict=True):
+        assert (expected - got).abs().max() < 0.03 * expected.abs().max()
 
 
 def test_the_head_needs_half_a_gigabyte_at_a_large_vocabulary() -> None:

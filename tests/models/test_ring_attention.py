@@ -95,7 +95,7 @@ def run_case(
     sum(loss_of(outputs, i) for i, outputs in enumerate(wanted)).backward()  # type: ignore[union-attr]
 
     judge = Judge(kind, family, recompute)
-    judge.set_ring(Ring(rings[size], rank % size, size, stride))
+    judge.set_ring(Ring(rings[size], rank % size, size, stride, recomputed=recompute != ""))
     apart = 0.0
     for batch in mine:
         outputs = judge(batch, packed=True)
@@ -116,6 +116,24 @@ def distance(x: Tensor, y: Tensor) -> float:
     return float((x - y).detach().abs().max()) if x.numel() else 0.0
 
 
+def kept_bytes(ring: Ring) -> dict[str, float]:
+    """What a forward over two long samples keeps for the backward pass, parameters apart."""
+    batch, kept = make_batch((150, 50)), {}
+    for name, place in (("alone", None), ("ring", ring)):
+        model = CausalLM(build(), chunk_elements=VOCAB)
+        model.ring = place
+        storages: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+
+        def keep(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            storages.setdefault(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            model(batch, packed=True).log_probs.sum().backward()
+        kept[name] = float(sum(storages.values()))
+    return kept
+
+
 def run_rank(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -123,6 +141,7 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
     )
     rings = {2: dist.new_subgroups(2)[0], 4: dist.group.WORLD}
     results = {name: run_case(rings, rank, **case) for name, case in CASES.items()}
+    results["memory"] = kept_bytes(Ring(dist.group.WORLD, rank, WORLD, head_stride=1))
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
@@ -147,6 +166,14 @@ def test_a_ring_computes_what_one_rank_does(results: list[dict[str, dict[str, fl
         # Gemma's norms compute in float32.
         assert found[case]["gradients"] < 1e-7 * max(1.0, found[case]["largest gradient"]), rank
         assert found[case]["largest gradient"] > 1e-3 or "short" in case or "fewer" in case
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_rank_keeps_the_activations_of_its_own_tokens(results: list[dict[str, dict[str, float]]]) -> None:
+    for found in results:
+        alone, ring = found["memory"]["alone"], found["memory"]["ring"]
+        assert alone / WORLD * 0.8 < ring < alone / WORLD * 1.1
 
 
 def slices(lengths: list[int], size: int) -> list[Slice]:
