@@ -75,6 +75,7 @@ def generate(config: BatchInferenceConfig) -> Rows:
 
 
 def read_prompts(config: BatchInferenceConfig, tokenizer: Any) -> list[Prompt]:
+    from openrlhf.cli.supervised import is_first
     from openrlhf.config.groups import PromptConfig
     from openrlhf.data.prompts import load_prompts
 
@@ -82,7 +83,10 @@ def read_prompts(config: BatchInferenceConfig, tokenizer: Any) -> list[Prompt]:
     rows, flag = of_iteration(read_rows(config), generation.iter, generation.rollout_batch_size)
     length = PromptConfig(prompt_data=dataset.dataset, prompt_max_len=generation.prompt_max_len)
     ending = f"{sampling.csft_prompt} " if sampling.enable_csft else ""
-    return load_prompts(rows, tokenizer, config.data, length, flag, ending)
+    prompts, report = load_prompts(rows, tokenizer, config.data, length, flag, ending)
+    if is_first() and (report.dropped or report.shortened):
+        print(f"{flag}: {report.line()}")
+    return prompts
 
 
 def read_rows(config: BatchInferenceConfig) -> datasets.Dataset:

@@ -14,6 +14,7 @@ from openrlhf.config.identity import decisive
 from openrlhf.config.parse import flat, write_yaml
 from openrlhf.data.fingerprint import fingerprint_samples
 from openrlhf.data.load import load_rows
+from openrlhf.data.preview import Note, Title, print_lengths, print_samples, terminal
 from openrlhf.data.report import DropReport
 from openrlhf.data.rows import Row
 from openrlhf.models.causal_lm import CausalLM
@@ -54,10 +55,10 @@ def is_first() -> bool:
 def start(config: Supervised) -> None:
     """What a command does before it reads or loads anything: seeds, and folders that can be written.
 
-    Raises ValueError naming the flag of a folder that cannot.
+    A preview writes nothing. Raises ValueError naming the flag of a folder that cannot be written.
     """
     prepare_process(config.train)
-    if is_first():
+    if is_first() and not config.data.preview:
         check_folders(config.checkpoint)
         write_yaml(config, Path(config.checkpoint.save_path) / "run_config.yaml")
 
@@ -68,12 +69,27 @@ def read(config: Supervised, source: Source, encode: Encode) -> tuple[list[Sampl
 
     def one(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
         samples, report = encode(load_rows(names, split, probs, data.max_samples, config.train.seed, flag), flag)
-        if is_first() and (report.dropped or report.shortened):
+        if is_first() and (report.dropped or report.shortened or data.preview):
             print(f"{flag}: {report.line()}")
         return samples
 
     training = one(source.dataset, source.dataset_split, source.dataset_probs, "--dataset")
     return training, one(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
+
+
+def preview(
+    config: Supervised,
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    max_len: int,
+    titles: Sequence[Title] = (lambda sample: "",),
+    note: Note | None = None,
+) -> None:
+    """Print the first ``--preview`` examples of ``samples``, and how long all of them are; see ``print_samples``."""
+    if is_first():
+        console = terminal()
+        print_samples(console, tokenizer, samples[: config.data.preview * len(titles)], titles, note)
+        print_lengths(console, samples, "--max_len", max_len)
 
 
 def train_engine(config: Supervised, build: Callable[[], CausalLM | ScoreModel], examples: int) -> TrainEngine:

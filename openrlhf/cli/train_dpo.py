@@ -19,9 +19,9 @@ def main(argv: list[str] | None = None) -> None:
 def run(config: DPOConfig) -> None:
     """Pairs → ``fit`` against a frozen reference → a Hugging Face folder at ``--save_path``."""
     from openrlhf.backends.choose import choose_reference_engine
-    from openrlhf.cli.supervised import read, save, start, train, train_engine
+    from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.config.derived import reference_source
-    from openrlhf.data.paired import paired_samples
+    from openrlhf.data.paired import TITLES, paired_samples
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.models.adapters import with_adapter
@@ -41,6 +41,9 @@ def run(config: DPOConfig) -> None:
         return list(chain.from_iterable(samples)), report
 
     samples, evaluation = read(config, pairs, encode)
+    if data.preview:
+        preview(config, tokenizer, samples, pairs.max_len, TITLES)
+        return
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples) // 2)
     reference = choose_reference_engine(
         engine, reference_source(config), model, config.deepspeed, preference.ref_offload

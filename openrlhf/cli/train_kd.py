@@ -21,7 +21,7 @@ def run(config: KDConfig) -> None:
     Raises ValueError when the teacher's tokenizer has another vocabulary than the student's.
     """
     from openrlhf.backends.choose import choose_forward_engine
-    from openrlhf.cli.supervised import read, save, start, train, train_engine
+    from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.data.sft import sft_samples
@@ -46,6 +46,9 @@ def run(config: KDConfig) -> None:
         return sft_samples(rows, tokenizer, data, dataset, flag)
 
     samples, evaluation = read(config, dataset, encode)
+    if data.preview:
+        preview(config, tokenizer, samples, dataset.max_len)
+        return
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples))
     teacher = choose_forward_engine(
         lambda: Teacher(

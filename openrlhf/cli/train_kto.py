@@ -19,10 +19,10 @@ def main(argv: list[str] | None = None) -> None:
 def run(config: KTOConfig) -> None:
     """Labelled answers → ``fit`` against the frozen start of the model → a Hugging Face folder at ``--save_path``."""
     from openrlhf.backends.choose import choose_reference_engine
-    from openrlhf.cli.supervised import read, save, start, train, train_engine
+    from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
-    from openrlhf.data.unpaired import unpaired_samples
+    from openrlhf.data.unpaired import TITLES, unpaired_samples
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.objectives.unpaired import kto_loss
@@ -40,6 +40,9 @@ def run(config: KTOConfig) -> None:
         return list(chain.from_iterable(samples)), report
 
     samples, evaluation = read(config, unpaired, encode)
+    if data.preview:
+        preview(config, tokenizer, samples, unpaired.max_len, TITLES)
+        return
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples) // 2)
     reference = choose_reference_engine(engine, model.pretrain, model, config.deepspeed, kto.ref_offload)
 

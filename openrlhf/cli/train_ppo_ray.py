@@ -17,7 +17,7 @@ from openrlhf.config.parse import flat, parse, write_yaml
 
 if TYPE_CHECKING:
     from openrlhf.training.roles import Roles
-    from openrlhf.types import Prompt
+    from openrlhf.types import Prompt, Sample
 
 DEADLINE_S = 3600.0  # of one phase: a rollout, an update, a sync
 
@@ -34,6 +34,9 @@ def run(config: PPOConfig) -> None:
     from openrlhf.training.roles import gather
 
     prepare_process(config.train)
+    if config.data.preview:
+        preview(config)
+        return
     warn(config)
     with session(config):
         tokenizer, prompts = read_prompts(config)
@@ -78,7 +81,35 @@ def read_prompts(config: PPOConfig) -> tuple[Any, list[Prompt]]:
         sources.prompt_data, sources.prompt_split, sources.prompt_data_probs, config.data.max_samples,
         config.train.seed, "--prompt_data",
     )  # fmt: skip
-    return tokenizer, load_prompts(rows, tokenizer, config.data, sources)
+    prompts, report = load_prompts(rows, tokenizer, config.data, sources)
+    if report.dropped or report.shortened or config.data.preview:
+        print(f"--prompt_data: {report.line()}")
+    return tokenizer, prompts
+
+
+def preview(config: PPOConfig) -> None:
+    """Print the first ``--preview`` prompts with their labels, and how long all of them are."""
+    from openrlhf.data.preview import print_lengths, print_samples, terminal
+
+    def title(sample: Sample) -> str:
+        label = f"label {sample.label!r}" if config.prompts.label_key else "no label"
+        return f"prompt from {sample.source}, {label}"
+
+    tokenizer, prompts = read_prompts(config)
+    samples = [_as_sample(prompt) for prompt in prompts]
+    print_samples(terminal(), tokenizer, samples[: config.data.preview], [title])
+    print_lengths(terminal(), samples, "--prompt_max_len", config.prompts.prompt_max_len)
+
+
+def _as_sample(prompt: Prompt) -> Sample:
+    """The prompt alone: no token of it carries loss."""
+    import torch
+
+    from openrlhf.types import Sample
+
+    tokens = torch.tensor(prompt.tokens)
+    mask = torch.zeros(len(tokens), dtype=torch.bool)
+    return Sample(tokens, mask, group=prompt.id, label=prompt.label, source=prompt.source)
 
 
 def session(config: PPOConfig) -> AbstractContextManager[None]:

@@ -17,9 +17,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: PRMConfig) -> None:
     """Solutions with labelled steps → ``fit`` → a Hugging Face folder at ``--save_path``."""
-    from openrlhf.cli.supervised import read, save, start, train, train_engine
+    from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.data.load import load_rows
-    from openrlhf.data.process import process_samples, read_labels
+    from openrlhf.data.process import label_name, process_samples, read_labels
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.models.adapters import with_adapter
@@ -39,6 +39,9 @@ def run(config: PRMConfig) -> None:
         return process_samples(rows, tokenizer, data, process, labels, flag)
 
     samples, evaluation = read(config, process, encode)
+    if data.preview:
+        preview(config, tokenizer, samples, process.max_len, note=partial(label_name, tokenizer, labels))
+        return
     engine = train_engine(
         config, lambda: with_adapter(StepModel(load_causal_lm(model.pretrain, model).hf), model), len(samples)
     )

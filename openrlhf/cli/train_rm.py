@@ -20,8 +20,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: RMConfig) -> None:
     """Pairs → ``fit`` → mean and std of the scores → a folder for AutoModelForSequenceClassification."""
-    from openrlhf.cli.supervised import read, save, start, train, train_engine
-    from openrlhf.data.paired import paired_samples
+    from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
+    from openrlhf.data.paired import TITLES, paired_samples
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.models.adapters import with_adapter
@@ -44,6 +44,9 @@ def run(config: RMConfig) -> None:
         return list(chain.from_iterable(samples)), report
 
     samples, evaluation = read(config, pairs, encode)
+    if data.preview:
+        preview(config, tokenizer, samples, pairs.max_len, TITLES)
+        return
 
     built: list[ScoreModel] = []  # the model inside the engine, for its statistics
 

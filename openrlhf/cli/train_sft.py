@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: SFTConfig) -> None:
     """Rows → samples → ``fit`` → a Hugging Face folder at ``--save_path``."""
-    from openrlhf.cli.supervised import read, save, start, train, train_engine
+    from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.data.report import DropReport
     from openrlhf.data.rows import Row
     from openrlhf.data.sft import sft_samples
@@ -35,6 +35,9 @@ def run(config: SFTConfig) -> None:
         return sft_samples(rows, tokenizer, data, dataset, flag)
 
     samples, evaluation = read(config, dataset, encode)
+    if data.preview:
+        preview(config, tokenizer, samples, dataset.max_len)
+        return
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples))
     task = Task(partial(sft_loss, packed=model.packing_samples))
     train(config, "sft", engine, task, samples, evaluation, tokenizer)

@@ -272,7 +272,7 @@ WITHOUT: dict[type[Command], frozenset[str]] = {
             *("pretrain", "bf16", "flash_attn", "disable_fast_tokenizer", "tokenizer_chat_template"),
             *("value_head_prefix", "trust_remote_code"),
         ),
-        {"eval_dataset", "eval_split", "train_split", "multiturn", "pretrain_mode"},
+        {"eval_dataset", "eval_split", "preview", "train_split", "multiturn", "pretrain_mode"},
         all_but(DeepSpeedConfig, "zero_stage"),
         all_but(TrainConfig, "seed", "full_determinism", "local_rank"),
     ),

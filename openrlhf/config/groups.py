@@ -56,6 +56,8 @@ class DataConfig:
     input_template: str | None = flag(None, "text around the prompt, which takes the place of {}")
     apply_chat_template: bool = flag(False, "write prompts and conversations with the tokenizer's chat template")
     use_ms: bool = flag(False, "take models and data from ModelScope")
+    strict_data: bool = flag(False, "end with an error where a row would be left out or cut")
+    preview: int = flag(0, "show this many rows as the model would meet them, then end; 0 trains")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ RANGES = (
         "at least 0",
         lambda x: x >= 0,
         (
-            *("seed", "l2", "max_norm", "learning_rate", "actor_learning_rate", "critic_learning_rate"),
+            *("seed", "preview", "l2", "max_norm", "learning_rate", "actor_learning_rate", "critic_learning_rate"),
             *("init_kl_coef", "eval_temperature", "aux_loss_coef", "lora_rank", "nll_loss_coef"),
             *("desirable_loss_weight", "undesirable_loss_weight", "iter", "overlong_penalty_factor"),
         ),

@@ -32,13 +32,13 @@ def load_answers(
     flag: str = "--dataset",
 ) -> tuple[list[Answer], DropReport]:
     """One answer a usable row, in order, read as in supervised training: it ends in EOS, and what is over ``max_len``
-    is cut. Raises ValueError for a row that does not fit the flags, naming it, and when no row is usable."""
+    is cut. Raises ValueError for a row that does not fit the flags, naming it, when no row is usable, and with
+    ``--strict_data`` for any row that is dropped or cut."""
     report = DropReport()
     answers = []
     for number, marked, (ids, mask) in encoded_rows(rows, tokenizer, data, dataset, report, flag):
         begin = marked.spans[0][0]
         sample = Sample(torch.tensor(ids), torch.tensor(mask), group=number)
         answers.append(Answer(marked.text[:begin], marked.text[begin:], sample))
-    if not answers:
-        raise ValueError(f"no row of {flag} has an answer that can be judged: {report.line()}")
+    report.finish(flag, data.strict_data)
     return answers, report

@@ -9,6 +9,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from openrlhf.data.report import UnusableRow
+
 Message = dict[str, Any]
 
 # The ShareGPT names of the roles.
@@ -27,14 +29,14 @@ def as_messages(value: Any, role: str = "user") -> list[Message]:
     """Text → one message of ``role``; one message or a list of them → a list of {role, content}.
 
     Messages may be written with the keys from/value and the roles human/gpt. Keys without a value are left out, as
-    columnar files fill them in. Raises ValueError for anything else.
+    columnar files fill them in. Raises UnusableRow for anything else.
     """
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     messages = [value] if isinstance(value, Mapping) else value
     if isinstance(messages, Sequence) and all(isinstance(message, Mapping) for message in messages):
         return [_message(message) for message in messages]
-    raise ValueError(f"expected text or a list of messages, found {value!r:.80}")
+    raise UnusableRow("neither text nor a list of messages")
 
 
 def says_something(message: Message) -> bool:
@@ -52,7 +54,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gene
         raise ValueError("the tokenizer has no chat template; give one with --tokenizer_chat_template")
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # the latter from a template that adds text to something else
         raise ValueError(f"the chat template refuses this conversation ({error})") from error
     assert isinstance(text, str)
     return text
@@ -94,8 +96,10 @@ def _message(message: Mapping[str, Any]) -> Message:
     given = {key: value for key, value in message.items() if value is not None}
     role = given.pop("from", None) or given.get("role")
     if role is None:
-        raise ValueError(f"a message has neither 'role' nor 'from': {dict(message)!r:.80}")
+        raise UnusableRow("message with neither 'role' nor 'from'")
     content = given.pop("value", None) or given.get("content", "")
+    if not isinstance(content, (str, list)):
+        raise UnusableRow("message whose content is not text")
     return {**given, "role": ROLES.get(role, role), "content": content}
 
 

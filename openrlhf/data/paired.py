@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from openrlhf.config.groups import DataConfig, PairConfig
 from openrlhf.data.chat import MarkedText, Message, as_messages, mark_answer, says_something
 from openrlhf.data.encode import Encoded, encode, eos_id
+from openrlhf.data.preview import Title
 from openrlhf.data.report import DropReport, UnusableRow
 from openrlhf.data.rows import Row, cell, fill_template, plain_text
 from openrlhf.types import Metrics, Sample
@@ -29,6 +30,14 @@ class MarkedPair:
     row: int
     sides: Sides
     metrics: Metrics  # of the chosen side
+
+
+def _chosen_title(sample: Sample) -> str:
+    margin = sample.metrics.get("margin")
+    return "chosen" if margin is None else f"chosen by a margin of {margin:g}"
+
+
+TITLES: tuple[Title, Title] = (_chosen_title, lambda sample: "rejected")
 
 
 def paired_samples(
@@ -49,7 +58,7 @@ def paired_samples(
     the same once cut, or, with ``drop_long_prompts``, the prompt has ``max_len`` − 2 tokens or more.
 
     ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
-    naming it, and when no row is usable.
+    naming it, when no row is usable, and with ``--strict_data`` for any row that is dropped or cut.
     """
     eos = eos_id(tokenizer)
     report = DropReport()
@@ -61,14 +70,13 @@ def paired_samples(
             try:
                 samples = _pair(pair, chosen, rejected, pairs.max_len, eos, drop_long_prompts)
             except UnusableRow as kind:
-                report.drop(str(kind), pair.row)
+                report.drop(str(kind), pair.row, pair.sides[0].text)
                 continue
             if _lost_tokens(samples[0], chosen) or _lost_tokens(samples[1], rejected):
-                report.shorten("text over --max_len", pair.row)
+                report.shorten("text over --max_len", pair.row, pair.sides[0].text)
             kept.append(samples)
     report.kept = len(kept)
-    if not kept:
-        raise ValueError(f"no row of {flag} can be trained on: {report.line()}")
+    report.finish(flag, data.strict_data)
     return kept, report
 
 
@@ -85,7 +93,7 @@ def _marked_pairs(rows: Iterable[Row], read: Reader, report: DropReport, flag: s
         try:
             yield MarkedPair(number, read(row), _margin(row))
         except UnusableRow as kind:
-            report.drop(str(kind), number)
+            report.drop(str(kind), number, row)
         except ValueError as error:
             raise ValueError(f"{flag} row {number}: {error}") from error
 

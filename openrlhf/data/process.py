@@ -61,7 +61,8 @@ def process_samples(
 
     The i-th label goes to the i-th placeholder; labels beyond ``max_len`` are cut with their text. A text without a
     placeholder within ``max_len`` is dropped. Raises ValueError naming the row when the numbers of labels and
-    placeholders differ, or a label is not one of the reward tokens, and when no row is usable.
+    placeholders differ, or a label is not one of the reward tokens, when no row is usable, and with ``--strict_data``
+    for any row that is dropped or cut.
     """
     report = DropReport()
     samples: list[Sample] = []
@@ -69,18 +70,26 @@ def process_samples(
         try:
             sample, cut = _sample(row, tokenizer, data, process, labels)
         except UnusableRow as kind:
-            report.drop(str(kind), number)
+            report.drop(str(kind), number, row)
             continue
         except ValueError as error:
             raise ValueError(f"{flag} row {number}: {error}") from error
         sample.group = number
         if cut:
-            report.shorten("text over --max_len", number)
+            report.shorten("text over --max_len", number, row)
         samples.append(sample)
     report.kept = len(samples)
-    if not samples:
-        raise ValueError(f"no row of {flag} can be trained on: {report.line()}")
+    report.finish(flag, data.strict_data)
     return samples, report
+
+
+def label_name(tokenizer: PreTrainedTokenizerBase, labels: StepLabels, sample: Sample, t: int) -> str:
+    """The label at the placeholder ``t`` of a sample, as a person wrote it: ``=+`` or ``=0.25``."""
+    assert sample.labels is not None
+    value = float(sample.labels[t])
+    if labels.soft:
+        return f"={value:g}"
+    return "=" + str(tokenizer.decode([int(value) if labels.tokens is None else labels.tokens[int(value)]]))
 
 
 def _sample(

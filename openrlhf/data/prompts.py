@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -16,8 +15,6 @@ from openrlhf.data.report import DropReport, UnusableRow
 from openrlhf.data.rows import Row, cell, fill_template, plain_text
 from openrlhf.types import Prompt
 
-logger = logging.getLogger(__name__)
-
 
 def load_prompts(
     rows: Iterable[Row],
@@ -26,15 +23,14 @@ def load_prompts(
     prompts: PromptConfig,
     flag: str = "--prompt_data",
     ending: str = "",
-) -> list[Prompt]:
+) -> tuple[list[Prompt], DropReport]:
     """One prompt a usable row, in order; ``id`` is the row number, counted from 0.
 
     ``text`` is the whole rendered prompt and ``ending`` behind it. Of more than ``prompt_max_len`` tokens the last are
     kept, so that the generation prompt stays. The column ``datasource`` names the source. Empty prompts are dropped.
-    What was dropped or shortened is logged as one warning.
 
     ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
-    naming it, and when no row is usable.
+    naming it, when no row is usable, and with ``--strict_data`` for any row that is dropped or cut.
     """
     report = DropReport()
     read: list[Prompt] = []
@@ -43,20 +39,17 @@ def load_prompts(
             text, label = _text(row, tokenizer, data) + ending, _label(row, prompts.label_key)
             read.append(Prompt(number, text, [], label, str(row.get("datasource") or "default")))
         except UnusableRow as kind:
-            report.drop(str(kind), number)
+            report.drop(str(kind), number, row)
         except ValueError as error:
             raise ValueError(f"{flag} row {number}: {error}") from error
     report.kept = len(read)
-    if not read:
-        raise ValueError(f"no row of {flag} can be used: {report.line()}")
     encoded = token_ids(tokenizer, [prompt.text for prompt in read])
     limit = prompts.prompt_max_len
     for prompt, tokens in zip(read, encoded, strict=True):
         if len(tokens) > limit:
-            report.shorten("prompt over --prompt_max_len, its end is kept,", prompt.id)
-    if report.dropped or report.shortened:
-        logger.warning("%s: %s", flag, report.line())
-    return [replace(prompt, tokens=tokens[-limit:]) for prompt, tokens in zip(read, encoded, strict=True)]
+            report.shorten("prompt over --prompt_max_len, its end is kept,", prompt.id, prompt.text)
+    report.finish(flag, data.strict_data)
+    return [replace(prompt, tokens=tokens[-limit:]) for prompt, tokens in zip(read, encoded, strict=True)], report
 
 
 def _text(row: Row, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> str:

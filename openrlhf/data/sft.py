@@ -35,13 +35,12 @@ def sft_samples(
     carries loss but the first, which nothing predicts.
 
     ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
-    naming it, and when no row is usable.
+    naming it, when no row is usable, and with ``--strict_data`` for any row that is dropped or cut.
     """
     report = DropReport()
     kept = encoded_rows(rows, tokenizer, data, dataset, report, flag)
     samples = [Sample(torch.tensor(ids), torch.tensor(mask), group=number) for number, _, (ids, mask) in kept]
-    if not samples:
-        raise ValueError(f"no row of {flag} can be trained on: {report.line()}")
+    report.finish(flag, data.strict_data)
     return samples, report
 
 
@@ -58,16 +57,16 @@ def encoded_rows(
     read, finish = _reader(tokenizer, data, dataset), _finisher(tokenizer, dataset)
     for chunk in _chunks(_texts(rows, read, report, flag)):
         encoded = encode(tokenizer, [text for _, text in chunk])
-        for (number, text), tokens in zip(chunk, encoded, strict=True):
+        for (number, marked), tokens in zip(chunk, encoded, strict=True):
             try:
                 ids, mask = finish(tokens)
             except UnusableRow as kind:
-                report.drop(str(kind), number)
+                report.drop(str(kind), number, marked.text)
                 continue
             if ids[: len(tokens[0])] != tokens[0]:
-                report.shorten("text over --max_len", number)
+                report.shorten("text over --max_len", number, marked.text)
             report.kept += 1
-            yield number, text, (ids, mask)
+            yield number, marked, (ids, mask)
 
 
 def _reader(tokenizer: PreTrainedTokenizerBase, data: DataConfig, dataset: DatasetConfig) -> Reader:
@@ -92,7 +91,7 @@ def _texts(rows: Iterable[Row], read: Reader, report: DropReport, flag: str) -> 
         try:
             yield number, read(row)
         except UnusableRow as kind:
-            report.drop(str(kind), number)
+            report.drop(str(kind), number, row)
         except ValueError as error:
             raise ValueError(f"{flag} row {number}: {error}") from error
 

@@ -11,12 +11,18 @@ from transformers import PreTrainedTokenizerBase
 
 from openrlhf.config.groups import DataConfig, DatasetConfig, UnpairedConfig
 from openrlhf.data.encode import eos_id
+from openrlhf.data.preview import Title
 from openrlhf.data.report import DropReport
 from openrlhf.data.rows import Row, cell
 from openrlhf.data.sft import sft_samples
 from openrlhf.types import Sample
 
 LABELS: dict[Any, float] = {1: 1.0, 0: 0.0, "1": 1.0, "0": 0.0, "true": 1.0, "false": 0.0}  # True == 1 for a dict
+
+TITLES: tuple[Title, Title] = (
+    lambda sample: "desirable" if sample.reward else "undesirable",
+    lambda sample: "for the KL baseline: the answer of another row",
+)
 
 
 def unpaired_samples(
@@ -36,7 +42,7 @@ def unpaired_samples(
     shuffled and shared among ranks. Its ``reward`` is 0 and means nothing.
 
     ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
-    naming it, and when fewer than two rows are usable.
+    naming it, when fewer than two rows are usable, and with ``--strict_data`` for any row that is dropped or cut.
     """
     answers = DatasetConfig(dataset=unpaired.dataset, max_len=unpaired.max_len, output_key=unpaired.output_key)
     labels: list[float] = []

@@ -28,7 +28,7 @@ def test_plain_text(tokenizer: Any) -> None:
         "Q {reward} yes" + tokenizer.eos_token, "R" + "no" + tokenizer.eos_token
     ]  # fmt: skip
     assert [a.sample.group for a in answers] == [0, 2]
-    assert report.line() == "2 of 3 rows kept; dropped: empty response 1 (first row 1)"
+    assert report.line() == "2 of 3 rows kept; dropped: empty response 1 (first row 1: {'input': 'Q', 'output': ' '})"
 
 
 def test_the_template_is_part_of_the_text(tokenizer: Any) -> None:
@@ -50,5 +50,7 @@ def test_what_is_cut_is_counted(tokenizer: Any) -> None:
 
 
 def test_nothing_to_judge(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="no row of --dataset .* judged: 0 of 1 rows kept; dropped: empty response 1"):
+    with pytest.raises(
+        ValueError, match="no row of --dataset can be used: 0 of 1 rows kept; dropped: empty response 1"
+    ):
         load(tokenizer, [{"input": "Q", "output": ""}])

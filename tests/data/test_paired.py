@@ -41,7 +41,7 @@ def texts(tokenizer, samples):
 
 
 def reasons(report):
-    return {kind: (tally.count, tally.first) for kind, tally in report.dropped.items()}
+    return {kind: (tally.count, tally.rows[0]) for kind, tally in report.dropped.items()}
 
 
 def test_prompt_and_answers_by_hand(make_tokenizer):
@@ -184,8 +184,9 @@ def test_empty_text_is_dropped_by_kind_with_the_first_row(make_tokenizer):
     kept, report = build(make_tokenizer(), rows, prompt_key="p", input_template="Question: {}")
     assert [chosen.group for chosen, _ in kept] == [0]
     assert report.line() == (
-        "1 of 5 rows kept; dropped: empty chosen 2 (first row 1), empty rejected 1 (first row 3), "
-        "empty prompt 1 (first row 4)"
+        "1 of 5 rows kept; dropped: empty chosen 2 (first row 1: {'chosen': '\\n', 'p': 'q', 'rejected': "
+        "'b'}), empty rejected 1 (first row 3: {'chosen': 'a', 'p': 'q', 'rejected': ''}), "
+        "empty prompt 1 (first row 4: {'chosen': 'a', 'p': ' ', 'rejected': 'b'})"
     )
 
 
@@ -203,7 +204,7 @@ def test_each_side_is_cut_at_max_len_and_ends_in_eos(make_tokenizer):
         assert chosen.tokens.tolist() == [q, a, a, a, eos]
         assert rejected.tokens.tolist() == [q, b, b, b, eos]
         assert chosen.action_mask.tolist() == rejected.action_mask.tolist() == [False, True, True, True, True]
-    assert report.line() == "4 of 4 rows kept; shortened: text over --max_len 2 (first row 0)"
+    assert report.line() == "4 of 4 rows kept; shortened: text over --max_len 2 (first row 0: 'qaaaaaa')"
 
 
 def test_pairs_that_are_the_same_once_cut_are_dropped(make_tokenizer):
@@ -303,7 +304,7 @@ def test_an_answer_that_the_template_leaves_out_is_empty(make_tokenizer, drop_lo
 
 
 def test_when_nothing_is_left_the_report_is_the_error(make_tokenizer):
-    message = "no row of --eval_dataset can be trained on: 0 of 1 rows kept; dropped: empty chosen 1"
+    message = "no row of --eval_dataset can be used: 0 of 1 rows kept; dropped: empty chosen 1"
     with pytest.raises(ValueError, match=message):
         paired_samples(
             [{"chosen": "", "rejected": "b"}],

@@ -61,7 +61,7 @@ def test_other_braces_of_the_template_stay(make_tokenizer):
 def test_a_template_around_nothing_is_an_empty_prompt(make_tokenizer):
     rows = [{"input": "", "output": "a"}, {"input": "q", "output": "a"}]
     _, report = build(make_tokenizer(), rows, input_template="Question: {}")
-    assert report.dropped["empty prompt"].first == 0
+    assert report.dropped["empty prompt"].rows[0] == 0
 
 
 @pytest.mark.parametrize("answer", ["fine.", "fine.\n\n", "fine.</s>", "fine.</s>\n"])
@@ -142,7 +142,7 @@ def test_an_answer_over_max_len_ends_in_eos(make_tokenizer):
     assert samples[0].tokens.tolist() == [q, q, a, a, eos]
     assert samples[1].tokens.tolist() == [q, q, a, a, eos]
     assert samples[0].action_mask.tolist() == [False, False, True, True, True]
-    assert report.line() == "2 of 2 rows kept; shortened: text over --max_len 2 (first row 0)"
+    assert report.line() == "2 of 2 rows kept; shortened: text over --max_len 2 (first row 0: 'qqaaaa')"
 
 
 def test_a_conversation_cut_in_a_users_turn_ends_with_the_turn_before(make_tokenizer):
@@ -161,7 +161,7 @@ def test_prompt_limit_is_max_len_minus_two(make_tokenizer):
     samples, report = build(tokenizer, [{"input": "q" * n, "output": "aa"} for n in (5, 6, 7)], max_len=8)
     assert [sample.group for sample in samples] == [0]
     assert report.dropped["prompt of --max_len - 2 tokens or more"].count == 2
-    assert report.dropped["prompt of --max_len - 2 tokens or more"].first == 1
+    assert report.dropped["prompt of --max_len - 2 tokens or more"].rows[0] == 1
 
 
 def test_drops_are_counted_by_kind_with_the_first_row(make_tokenizer):
@@ -175,13 +175,16 @@ def test_drops_are_counted_by_kind_with_the_first_row(make_tokenizer):
     samples, report = build(make_tokenizer(), rows)
     assert len(samples) == 1
     assert samples[0].group == 1
-    assert report.line() == ("1 of 5 rows kept; dropped: empty prompt 2 (first row 0), empty response 2 (first row 2)")
+    assert report.line() == (
+        "1 of 5 rows kept; dropped: empty prompt 2 (first row 0: {'input': '', 'output': 'a'}), "
+        "empty response 2 (first row 2: {'input': 'q', 'output': '\\n'})"
+    )
 
 
 def test_conversations_without_a_last_answer_are_dropped(make_tokenizer):
     rows = [{"input": c} for c in (CONVERSATION, CONVERSATION[:3], CONVERSATION[1:], [], CONVERSATION[:1])]
     _, report = build(make_tokenizer("chatml"), rows, apply_chat_template=True, output_key=None)
-    assert {kind: tally.first for kind, tally in report.dropped.items()} == {
+    assert {kind: tally.rows[0] for kind, tally in report.dropped.items()} == {
         "conversation that does not end with the assistant": 1,
         "conversation that the assistant begins": 2,
         "empty prompt": 3,
@@ -196,9 +199,7 @@ def test_an_empty_chat_answer_is_dropped(make_tokenizer):
 
 @pytest.mark.parametrize("multiturn", [False, True])
 def test_when_nothing_is_left_the_report_is_the_error(make_tokenizer, multiturn):
-    with pytest.raises(
-        ValueError, match="no row of --eval_dataset can be trained on: 0 of 1 rows kept; dropped: empty"
-    ):
+    with pytest.raises(ValueError, match="no row of --eval_dataset can be used: 0 of 1 rows kept; dropped: empty"):
         sft_samples(
             [{"input": "hello", "output": ""}],
             make_tokenizer("chatml"),

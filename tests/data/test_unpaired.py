@@ -24,7 +24,7 @@ def texts(tokenizer, sample):
 
 
 def reasons(report):
-    return {kind: (tally.count, tally.first) for kind, tally in report.dropped.items()}
+    return {kind: (tally.count, tally.rows[0]) for kind, tally in report.dropped.items()}
 
 
 def test_each_prompt_gets_its_own_answer_and_the_next(make_tokenizer):

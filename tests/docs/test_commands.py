@@ -84,6 +84,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise or end the process, as the real command would, when the words are not understood."""
     rest = without_launcher(words)
     if rest is not None:
+        rest = rest[1:] if rest[0] == "preview" else rest  # which hands its words on to the command
         verb = MODULES.get(rest[0], rest[0])
         started: list[object] = []
         module = importlib.import_module(VERBS[verb][0])
