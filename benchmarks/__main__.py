@@ -1,4 +1,6 @@
-"""``python -m benchmarks [NAME …]``: run the comparisons and print one table. ``--write`` keeps it in RESULTS.md."""
+"""``python -m benchmarks [NAME …]``: run the comparisons and print one table. ``--write`` keeps it in RESULTS.md;
+after ``phases`` alone, the section of that name there is replaced and the rest stays.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +44,8 @@ def main() -> None:
         parser.error(f"no comparison is called {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
     text, failures = run(args.names or names, args.rounds)
     print(text)
+    if args.write and args.names == ["phases"] and not failures:
+        text = with_section(RESULTS.read_text(encoding="utf-8"), phases_of(text))
     if args.write:
         RESULTS.write_text(text, encoding="utf-8")
     if failures:
@@ -79,6 +83,16 @@ def run(names: list[str], rounds: int) -> tuple[str, list[str]]:
     parts += failures
     parts.append(f"Took {(time.monotonic() - began) / 60:.0f} minutes.")
     return "\n\n".join(parts) + "\n", failures
+
+
+def phases_of(text: str) -> str:
+    """The section of the phases, from its heading to its last line."""
+    return text[text.index("## ") : text.index("\n\nTook ")]
+
+
+def with_section(text: str, section: str) -> str:
+    """``text`` with this section in place of the one it has."""
+    return text.replace(phases_of(text), section)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ devices queue up by themselves and roles that do not run at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +16,7 @@ import ray
 import torch
 from torch import Tensor
 
-from openrlhf.cluster.calls import await_all
+from openrlhf.cluster.calls import ask, await_timed
 from openrlhf.types import Batch, Metrics
 
 
@@ -32,8 +32,10 @@ class Group:
         executor: ThreadPoolExecutor,
         deadline_s: float,
         sharing: int = 1,
+        worked: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """Each ``sharing`` neighbouring workers get the same rows."""
+        """Each ``sharing`` neighbouring workers get the same rows. ``worked`` hears how long each call kept the slowest
+        worker busy."""
         self.role = role
         self.workers = list(workers)
         self.names = [f"{role} worker {i} of {len(workers)}" for i in range(len(workers))]
@@ -42,6 +44,7 @@ class Group:
         self.executor = executor
         self.deadline_s = deadline_s
         self.sharing = sharing
+        self.worked = worked
 
     def submit(self, verb: str, *args: Any) -> Future[list[Any]]:
         """Every worker runs ``verb`` with the same arguments; their answers in rank order."""
@@ -57,11 +60,10 @@ class Group:
 
     def call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Blocking, without the lock: the caller holds it or needs none."""
-        refs = [
-            getattr(worker, verb).remote(*args)  # a Ray actor's methods exist by name only
-            for worker, args in zip(self.workers, arguments, strict=True)
-        ]
-        return await_all(refs, self.names, verb, self.deadline_s)
+        refs = [ask(worker, verb, *args) for worker, args in zip(self.workers, arguments, strict=True)]
+        answers, seconds = await_timed(refs, self.names, verb, self.deadline_s)
+        self.worked(seconds)
+        return answers
 
     @contextmanager
     def awake(self) -> Iterator[None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import ray
 from torch import Tensor
 
 from openrlhf.backends.vllm import request_seed
-from openrlhf.cluster.calls import await_all
+from openrlhf.cluster.calls import ask, await_all, await_timed
 from openrlhf.cluster.group import Group
 from openrlhf.cluster.placement import plan
 from openrlhf.cluster.start import engine_dtype, gpus_there, start_engines, start_workers
@@ -23,6 +25,7 @@ from openrlhf.config.derived import ranks_sharing_rows
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import Completion, SamplingParams
 from openrlhf.rollout.sources import reward_function
+from openrlhf.training.busy import BusyClock
 from openrlhf.training.roles import Absent, Critic, Reference, RewardModel, Roles
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
@@ -74,33 +77,39 @@ class ClusterReward:
 class Engines:
     """Several vLLM engines as one rollout engine: the prompts are divided evenly, in order."""
 
-    def __init__(self, engines: list[Any], deadline_s: float) -> None:
+    def __init__(
+        self, engines: list[Any], deadline_s: float, worked: Callable[[float], None] = lambda seconds: None
+    ) -> None:
+        """``worked`` hears how long each call kept the slowest engine busy."""
         self.engines = engines
         self.names = [f"vLLM engine {i} of {len(engines)}" for i in range(len(engines))]
         self.deadline_s = deadline_s
+        self.worked = worked
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         # Seeds are numbered over all prompts, so the number of engines does not change what is sampled.
         seeds = None if params.seed is None else [request_seed(params.seed, i) for i in range(len(prompts))]
         cut = [round(i * len(prompts) / len(self.engines)) for i in range(len(self.engines) + 1)]
-        refs = [
-            engine.generate.remote(prompts[a:b], params, seeds and seeds[a:b])
-            for engine, a, b in zip(self.engines, cut, cut[1:], strict=False)
-        ]
-        parts = await_all(refs, self.names, "generate", self.deadline_s)
+        arguments = [(prompts[a:b], params, seeds and seeds[a:b]) for a, b in pairwise(cut)]
+        parts = self._call("generate", arguments)
         return [completion for part in parts for completion in part]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Slow: through the object store. Runs use ``WeightSync``."""
         held = ray.put(list(weights))
-        refs = [engine.load_weights.remote(held, version) for engine in self.engines]
-        await_all(refs, self.names, "load_weights", self.deadline_s)
+        self._call("load_weights", [(held, version)] * len(self.engines))
 
     def sleep(self) -> None:
-        await_all([engine.sleep.remote() for engine in self.engines], self.names, "sleep", self.deadline_s)
+        self._call("sleep", [()] * len(self.engines))
 
     def wake(self) -> None:
-        await_all([engine.wake.remote() for engine in self.engines], self.names, "wake", self.deadline_s)
+        self._call("wake", [()] * len(self.engines))
+
+    def _call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        refs = [ask(engine, verb, *args) for engine, args in zip(self.engines, arguments, strict=True)]
+        answers, seconds = await_timed(refs, self.names, verb, self.deadline_s)
+        self.worked(seconds)
+        return answers
 
 
 class ClusterRollout:
@@ -161,6 +170,7 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
     gpus = gpus_there() > 0
     executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="role")
     handles: list[Any] = []
+    busy = BusyClock()
     try:
         groups: dict[str, Group] = {}
         locks = {pool.name: threading.RLock() for pool in placement.pools}
@@ -169,10 +179,14 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
                 handles += workers
                 groups[role] = Group(
                     role, workers, locks[pool.name], placement.roles_sleep, executor, deadline_s,
-                    ranks_sharing_rows(config),
+                    ranks_sharing_rows(config), partial(busy.add, pool.name),
                 )  # fmt: skip
         actor = groups["actor"]
-        engines = Engines(start_engines(placement, config, gpus, actor.workers, deadline_s), deadline_s)
+        engines = Engines(
+            start_engines(placement, config, gpus, actor.workers, deadline_s),
+            deadline_s,
+            actor.worked if placement.engines_share else partial(busy.add, "engines"),
+        )
         handles += engines.engines
         start_groups(groups.values(), total_steps, deadline_s)
         sync = WeightSync(actor, engines.engines, engines.names, placement.engine_devices, deadline_s)
@@ -187,12 +201,14 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
         critic: Critic = ClusterCritic(groups["critic"]) if "critic" in groups else Absent()
         reference: Reference = ClusterReference(groups["reference"]) if "reference" in groups else Absent()
         reward: RewardModel = ClusterReward(groups["reward"]) if "reward" in groups else Absent()
+        busy.take()  # what the start took
         yield Roles(
             rollout,
             ClusterActor(actor),
             critic,
             reference,
             reward,
+            busy,
         )
     finally:
         for handle in handles:

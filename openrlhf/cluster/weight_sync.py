@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from openrlhf.backends.vllm_transfer import SyncBackend, TransferGroup
-from openrlhf.cluster.calls import await_all
+from openrlhf.cluster.calls import ask, await_all, await_timed
 from openrlhf.cluster.group import Group
 from openrlhf.cluster.placement import Placement
 
@@ -37,19 +37,29 @@ class WeightSync:
         plan = TransferGroup("", 0, len(self.engines) * self.engine_devices, backend, dtype, self.deadline_s)
         rank0 = self.actor.workers[0]
         (group,) = await_all([rank0.host_transfer.remote(plan)], self.actor.names[:1], "host_transfer", self.deadline_s)
-        self._both(
-            [worker.connect_transfer.remote(group) for worker in self.actor.workers],
-            [e.init_weight_transfer.remote(group, i * self.engine_devices) for i, e in enumerate(self.engines)],
+        await_all(
+            [
+                *(worker.connect_transfer.remote(group) for worker in self.actor.workers),
+                *(e.init_weight_transfer.remote(group, i * self.engine_devices) for i, e in enumerate(self.engines)),
+            ],
+            self._names,
             "the meeting for the weight transfer",
+            self.deadline_s,
         )
 
     def send(self, version: int) -> None:
         """Every engine holds the actor's weights as ``version`` when this returns."""
-        self._both(
-            [worker.send_weights.remote(version) for worker in self.actor.workers],
-            [engine.receive_weights.remote(version) for engine in self.engines],
+        _, seconds = await_timed(
+            [
+                *(ask(worker, "send_weights", version) for worker in self.actor.workers),
+                *(ask(engine, "receive_weights", version) for engine in self.engines),
+            ],
+            self._names,
             "the weight sync",
+            self.deadline_s,
         )
+        self.actor.worked(seconds)
 
-    def _both(self, senders: list[Any], receivers: list[Any], verb: str) -> None:
-        await_all([*senders, *receivers], [*self.actor.names, *self.engine_names], verb, self.deadline_s)
+    @property
+    def _names(self) -> list[str]:
+        return [*self.actor.names, *self.engine_names]

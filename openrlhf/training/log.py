@@ -14,6 +14,7 @@ from typing import Any, Protocol, TextIO
 from tqdm import tqdm
 
 from openrlhf.config.groups import LogConfig
+from openrlhf.training.busy import BusyClock
 from openrlhf.training.metric_names import unknown_names
 from openrlhf.types import Metrics
 
@@ -84,9 +85,11 @@ class RunLog:
 
 
 class Phases:
-    """Wall seconds of the named parts of a step, under the metric names ``time/<part>``."""
+    """Wall seconds of the named parts of a step, ``time/<part>``, and of the work of other processes in each,
+    ``busy/<part>``, where they report it."""
 
-    def __init__(self) -> None:
+    def __init__(self, busy: BusyClock | None = None) -> None:
+        self.busy = busy or BusyClock()
         self.began = time.monotonic()
         self.seconds: Metrics = {}
 
@@ -95,6 +98,8 @@ class Phases:
         start = time.monotonic()
         yield
         self.seconds[f"time/{part}"] = time.monotonic() - start
+        if (worked := self.busy.take()) is not None:
+            self.seconds[f"busy/{part}"] = worked
 
     def metrics(self, tokens: int) -> Metrics:
         """The parts, the whole, and tokens per second of the whole."""

@@ -55,6 +55,12 @@ METRICS: dict[str, str] = {
     "time/advantages": "advantages on the driver, s",
     "time/update": "optimizer steps of actor and critic, s",
     "time/sync": "weights from the actor to the engines, s",
+    # of a phase on a cluster, the seconds in which its busiest devices worked; the rest is Ray, the driver and waiting
+    "busy/rollout": "generation alone, slowest engine, s",
+    "busy/reward": "reward model, slowest worker, s",
+    "busy/log_probs": "slowest worker of the busiest devices, s",
+    "busy/update": "slowest worker of the busiest devices, s",
+    "busy/sync": "gathering, sending and loading of weights, slowest side, s",
 }
 
 EVALUATED = "eval_"  # + a name of the table: the same over the evaluation rows

@@ -39,7 +39,7 @@ def train(
     algorithm = config.algorithm
     kl = make_kl_controller(algorithm.init_kl_coef, algorithm.kl_target, algorithm.kl_horizon)
     for step, prompts in enumerate(prompt_batches, start=1):
-        phases = Phases()
+        phases = Phases(roles.busy)
         with phases("rollout"):
             (samples,) = gather(roles.rollout.collect(prompts, config.train.seed + step), deadline_s=deadline_s)
         batch = collate(samples, pad_token_id)

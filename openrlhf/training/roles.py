@@ -10,13 +10,14 @@ from __future__ import annotations
 import concurrent.futures
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from openrlhf.training.busy import BusyClock
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
 T = TypeVar("T")
@@ -156,6 +157,7 @@ class Roles:
     critic: Critic
     reference: Reference
     reward: RewardModel
+    busy: BusyClock = field(default_factory=BusyClock)
 
 
 def done(value: T) -> Future[T]:

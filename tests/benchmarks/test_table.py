@@ -8,6 +8,7 @@ import math
 
 import pytest
 
+from benchmarks.__main__ import with_section
 from benchmarks.gate import Gate
 from benchmarks.phases import summarise
 from benchmarks.rounds import Usage, check_agreement
@@ -77,13 +78,19 @@ def test_gate_opens_once_a_step_and_reports_each_round() -> None:
     assert all(report["peak"] > 0 for report in reports)
 
 
-def test_phases_and_what_is_left_between_them() -> None:
-    steps = [{"step": 1, "time/rollout": 1.0, "time/advantages": 0.1, "time/sync": 0.06, "step_seconds": 1.25}]
+def test_phases_and_what_is_left_for_the_controller() -> None:
+    times = {"time/rollout": 1.0, "time/advantages": 0.1, "time/sync": 0.06}
+    steps = [{"step": 1, **times, "busy/rollout": 0.9, "busy/sync": 0.05, "step_seconds": 1.25}]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in summarise(steps).splitlines()[2:]]
     assert lines == [
-        ["rollout", "1000.0", "80.0%", "–", "–"],
-        ["advantages", "100.0", "8.0%", "–", "–"],
-        ["sync", "60.0", "4.8%", "≤ 50 ms", "no"],
-        ["driver and gaps", "190.0", "15.2%", "≤ 10%", "no"],  # 1.25 − 1.0 − 0.06
-        ["step", "1250.0", "100.0%", "–", "–"],
+        ["rollout", "1000.0", "900.0", "80.0%", "–", "–"],
+        ["advantages", "100.0", "0.0", "8.0%", "–", "–"],
+        ["sync", "60.0", "50.0", "4.8%", "≤ 50 ms", "no"],
+        ["controller", "300.0", "–", "24.0%", "≤ 10%", "no"],  # 1.25 − 0.9 − 0.05
+        ["step", "1250.0", "950.0", "100.0%", "–", "–"],
     ]
+
+
+def test_a_section_measured_again_replaces_the_old_one_alone() -> None:
+    page = "# Results\n\n| a |\n\n## Phases\n\n| old |\n\nTook 9 minutes.\n"
+    assert with_section(page, "## Phases\n\n| new |") == page.replace("old", "new")

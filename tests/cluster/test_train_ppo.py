@@ -45,6 +45,9 @@ def test_ppo_with_a_reward_model_in_bf16_on_shared_devices(tiny_folder: Path, tm
         assert all(math.isfinite(value) for value in step.values())
         assert step["engine_log_prob_diff"] < 0.1
         assert step["critic_loss"] > 0
+        for phase in ("rollout", "reward", "log_probs", "update", "sync"):  # where workers work
+            assert 0 < step[f"busy/{phase}"] <= step[f"time/{phase}"]
+        assert "busy/advantages" not in step
     assert list((tmp_path / "tb").rglob("events*"))
     before = AutoModelForCausalLM.from_pretrained(tiny_folder).state_dict()
     after = AutoModelForCausalLM.from_pretrained(out).state_dict()
