@@ -28,7 +28,6 @@ NOT_BUILT: dict[str, str] = {
 
 NOT_BUILT_IN: dict[type[Command], dict[str, str]] = {
     PPOConfig: {
-        "ds_tensor_parallel_size": "is not built yet for this command: partition the weights with --zero_stage 3.",
         "eval_dataset": "is not built yet for this command: leave it out and follow the reward of the rollouts.",
         "eval_split": "is not built yet for this command, as --eval_dataset is not: leave it out.",
         "eval_steps": "is not built yet for this command, as --eval_dataset is not: leave it out.",

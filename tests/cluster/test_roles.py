@@ -17,8 +17,10 @@ from openrlhf.config.commands import PPOConfig
 from openrlhf.config.groups import ModelConfig
 from openrlhf.config.parse import read
 from openrlhf.models.load import load_score_model, load_tokenizer, save_model
+from openrlhf.models.tiny import build_model, build_tokenizer
 from openrlhf.training.roles import Roles, gather
 from openrlhf.types import Batch, Prompt, Sample, collate
+from tests.conftest import TEXTS
 
 pytest.importorskip("ray")
 pytest.importorskip("vllm")
@@ -27,6 +29,14 @@ pytestmark = pytest.mark.cluster
 
 DEADLINE_S = 240.0
 ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With two key-value heads, one for each worker that shares a model."""
+    folder = tmp_path_factory.mktemp("two-heads")
+    build_model(folder, len(build_tokenizer(folder, TEXTS, vocab_size=300)), kv_heads=2)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +112,11 @@ PLACEMENTS = {
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
         "--reward_num_gpus_per_node 2 --vllm_num_engines 1 --colocate_actor_ref --colocate_critic_reward "
         "--zero_stage 3 --packing_samples --ring_attn_size 2"
+    ),
+    "pairs together with sleeps, two workers a model, ZeRO-2": (
+        "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
+        "--reward_num_gpus_per_node 2 --vllm_num_engines 1 --colocate_actor_ref --colocate_critic_reward "
+        "--deepspeed_enable_sleep --ds_tensor_parallel_size 2"
     ),
     "all together with sleeps, two engines, ZeRO-3": (
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
