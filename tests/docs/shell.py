@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("openrlhf", "python", "deepspeed", "torchrun", "ray", "make", "pip", "srun", "scontrol")
-TOOLS = ("bash", "dirname", "head")  # the real ones, for scripts
+TOOLS = ("bash", "dirname", "head", "mkdir", "mv")  # the real ones, for scripts
 WORD, COMMAND = "\0", "\1"
 
 

@@ -9,25 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from openrlhf.cli import batch_inference
 from tests.recipes.helpers import free_port, launched, words, write_rows
 
 QUESTIONS = [f"What is {i} + {j}? " for i, j in [(1, 2), (30, 4), (5, 600), (7, 8), (9, 1000), (1, 1), (22, 2)]]
-
-
-@pytest.fixture(scope="module")
-def reward_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random reward model with stored statistics, saved by Transformers."""
-    folder = tmp_path_factory.mktemp("reward")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    torch.manual_seed(3)
-    config = Qwen3Config.from_pretrained(tiny_folder, num_labels=1, initializer_range=0.3)
-    config.mean, config.std = 0.5, 4.0
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -147,6 +134,15 @@ def test_what_the_rewards_are_for(answers: dict[str, Any]) -> None:
     ]  # fmt: skip
     template = {"post_processor": "csft", "reward_template": "{reward}: {input}"}
     assert [row["input"] for row in run(answers | template)] == [f"{r['reward']:.2f}: {r['input']}" for r in rows]
+
+
+def test_a_conversation_holds_its_answer(answers: dict[str, Any], tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+    dataset = write_rows(tmp_path / "talk.jsonl", [{"chosen": talk}])
+    flags = {"dataset": dataset, "input_key": "chosen", "output_key": "", "apply_chat_template": True}
+    (row,) = run(answers | flags)
+    assert row["input"] == "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    assert row["output"] == "2<|im_end|>"
 
 
 def test_rows_without_use_are_counted(
