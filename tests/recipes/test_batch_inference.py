@@ -152,7 +152,8 @@ def test_rows_without_use_are_counted(
     dataset = write_rows(tmp_path / "some.jsonl", rows)
     assert [row["input"] for row in run(answers | {"dataset": dataset})] == ["b", "c"]
     shown = capsys.readouterr().out
-    assert "2 of 3 rows kept; dropped: empty response 1 (first row 0); shortened: text over --max_len 1" in shown
+    assert "2 of 3 rows kept; dropped: empty response 1 (first row 0: " in shown
+    assert "shortened: text over --max_len 1 (first row 1: " in shown
     with pytest.raises(SystemExit):
         run(answers | {"dataset": dataset, "post_processor": "iter_dpo"})
     assert "none of the 2 inputs has answers of different rewards" in capsys.readouterr().err
