@@ -61,7 +61,17 @@ class Case:
     teacher: bool = False
 
 
-CASES: dict[str, Case] = {}
+CASES = {
+    "train_sft_llama.sh": Case(INSTRUCTIONS),
+    "train_sft_llama_tensor_parallelism.sh": Case(INSTRUCTIONS, gpus=2),
+    "train_continue_pretrain_llama.sh": Case(TEXTS),
+    "train_rm_llama.sh": Case(PAIRS),
+    "train_prm_mistral.sh": Case(STEPS, "mistral"),
+    "train_dpo_llama.sh": Case(PAIRS),
+    "train_dpo_ring_llama.sh": Case(PAIRS, gpus=2),
+    "train_kto_llama.sh": Case(LABELLED),
+    "train_knowledge_distillation.sh": Case(INSTRUCTIONS, teacher=True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +101,7 @@ def test_script_trains(script: str, models: dict[str, Path], tmp_path: Path) -> 
         "micro_train_batch_size": 1,
         "max_len": 64,
         "save_path": tmp_path / "model",
+        "ckpt_path": tmp_path / "steps",
         **({"teacher_model": models[case.family]} if case.teacher else {}),
     }
     run_script(script, words(flags), case.gpus)
