@@ -94,8 +94,9 @@ def read_rows(config: BatchInferenceConfig) -> datasets.Dataset:
 
     dataset = config.dataset
     return load_rows(
-        dataset.dataset, dataset.dataset_split, dataset.dataset_probs, config.data.max_samples, config.train.seed
-    )
+        dataset.dataset, dataset.dataset_split, dataset.dataset_probs, config.data.max_samples, config.train.seed,
+        use_ms=config.model.use_ms,
+    )  # fmt: skip
 
 
 def of_iteration(rows: datasets.Dataset, iteration: int | None, size: int) -> tuple[datasets.Dataset, str]:
@@ -151,6 +152,7 @@ def by_vllm(config: BatchInferenceConfig, prompts: list[list[int]], params: Samp
     import torch
 
     from openrlhf.backends.vllm import VLLMEngine, engine_environment
+    from openrlhf.models.hub import local_folder
 
     if processes() > 1:
         raise ValueError(
@@ -162,7 +164,7 @@ def by_vllm(config: BatchInferenceConfig, prompts: list[list[int]], params: Samp
     size = generation.tp_size or max(1, gpus)
     os.environ.update(engine_environment(gpus > 0, size))
     engine = VLLMEngine(
-        config.model.pretrain,
+        local_folder(config.model.pretrain, config.model, "--pretrain"),
         dtype="bfloat16" if config.model.bf16 else "float32",
         tensor_parallel_size=size,
         enable_prefix_caching=generation.enable_prefix_caching,

@@ -68,7 +68,8 @@ def read(config: Supervised, source: Source, encode: Encode) -> tuple[list[Sampl
     data = config.data
 
     def one(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
-        samples, report = encode(load_rows(names, split, probs, data.max_samples, config.train.seed, flag), flag)
+        rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag, config.model.use_ms)
+        samples, report = encode(rows, flag)
         if is_first() and (report.dropped or report.shortened or data.preview):
             print(f"{flag}: {report.line()}")
         return samples

@@ -26,6 +26,7 @@ def run(config: DPOConfig) -> None:
     from openrlhf.data.rows import Row
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.models.vocabulary import check_same_tokens
     from openrlhf.objectives.preference import preference_loss
     from openrlhf.training.fit import Task
     from openrlhf.training.members import forward
@@ -35,6 +36,7 @@ def run(config: DPOConfig) -> None:
     start(config)
     data, pairs, model, preference = config.data, config.pairs, config.model, config.preference
     tokenizer = load_tokenizer(model.pretrain, model)
+    check_same_tokens(reference_source(config), "--ref_pretrain", tokenizer, model)
 
     def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
         samples, report = paired_samples(rows, tokenizer, data, pairs, drop_long_prompts=True, flag=flag)

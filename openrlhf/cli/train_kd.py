@@ -28,6 +28,7 @@ def run(config: KDConfig) -> None:
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.models.teacher import Teacher
+    from openrlhf.models.vocabulary import check_same_tokens
     from openrlhf.objectives.distillation import kd_loss
     from openrlhf.training.fit import Task
     from openrlhf.types import Sample
@@ -36,11 +37,7 @@ def run(config: KDConfig) -> None:
     data, dataset, model, distillation = config.data, config.dataset, config.model, config.distillation
     tokenizer = load_tokenizer(model.pretrain, model)
     vocabulary = tokenizer.get_vocab()
-    if load_tokenizer(distillation.teacher_model, model, "--teacher_model").get_vocab() != vocabulary:
-        raise ValueError(
-            f"--teacher_model {distillation.teacher_model}: its tokenizer has another vocabulary than that of "
-            f"--pretrain {model.pretrain}, so it speaks of other tokens; choose a teacher of the same family"
-        )
+    check_same_tokens(distillation.teacher_model, "--teacher_model", tokenizer, model)
 
     def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
         return sft_samples(rows, tokenizer, data, dataset, flag)

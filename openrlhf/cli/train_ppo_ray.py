@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import PPOConfig
+from openrlhf.config.derived import critic_source
 from openrlhf.config.parse import flat, parse, write_yaml
 
 if TYPE_CHECKING:
@@ -72,19 +73,30 @@ def read_prompts(config: PPOConfig) -> tuple[Any, list[Prompt]]:
     from openrlhf.data.load import load_rows
     from openrlhf.data.prompts import load_prompts
     from openrlhf.models.load import load_tokenizer
+    from openrlhf.models.vocabulary import check_same_tokens
 
     sources = config.prompts
     tokenizer = load_tokenizer(config.model.pretrain, config.model)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"--pretrain {config.model.pretrain}: its tokenizer has no eos token to end a response")
+    for flag, path in readers(config):
+        check_same_tokens(path, flag, tokenizer, config.model)
     rows = load_rows(
         sources.prompt_data, sources.prompt_split, sources.prompt_data_probs, config.data.max_samples,
-        config.train.seed, "--prompt_data",
+        config.train.seed, "--prompt_data", config.model.use_ms,
     )  # fmt: skip
     prompts, report = load_prompts(rows, tokenizer, config.data, sources)
     if report.dropped or report.shortened or config.data.preview:
         print(f"--prompt_data: {report.line()}")
     return tokenizer, prompts
+
+
+def readers(config: PPOConfig) -> list[tuple[str, str]]:
+    """Flag and source of the models that read the policy's token ids, besides its own reference."""
+    sources = {"--reward_pretrain": config.reward.reward_pretrain}
+    if (critic := critic_source(config)) is not None:
+        sources["--critic_pretrain"] = critic.path
+    return [(flag, path) for flag, path in sources.items() if path]
 
 
 def preview(config: PPOConfig) -> None:

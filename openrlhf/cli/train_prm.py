@@ -32,7 +32,10 @@ def run(config: PRMConfig) -> None:
     start(config)
     data, process, model = config.data, config.process, config.model
     tokenizer = load_tokenizer(model.pretrain, model)
-    rows = load_rows(process.dataset, process.dataset_split, process.dataset_probs, data.max_samples, config.train.seed)
+    rows = load_rows(
+        process.dataset, process.dataset_split, process.dataset_probs, data.max_samples, config.train.seed,
+        use_ms=model.use_ms,
+    )  # fmt: skip
     labels = read_labels(rows, tokenizer, process)
 
     def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:

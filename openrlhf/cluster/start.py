@@ -16,6 +16,7 @@ from openrlhf.cluster.calls import await_all
 from openrlhf.cluster.placement import Placement, Pool, plan
 from openrlhf.cluster.worker import WORKERS
 from openrlhf.config.commands import PPOConfig
+from openrlhf.models.hub import local_folder
 
 GPU_SHARE = 0.2  # of a device, for each role in a shared pool: Ray then lets them live together
 CPU_SHARE = 0.01  # workers without GPUs are processes that share the cores as the system sees fit
@@ -112,7 +113,7 @@ def start_engines(
 def engine_arguments(config: PPOConfig, number: int) -> dict[str, Any]:
     vllm = config.vllm
     return {
-        "model": config.model.pretrain,
+        "model": local_folder(config.model.pretrain, config.model, "--pretrain"),
         "dtype": engine_dtype(config),
         "tensor_parallel_size": vllm.vllm_tensor_parallel_size,
         "gpu_memory_utilization": vllm.vllm_gpu_memory_utilization,

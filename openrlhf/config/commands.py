@@ -270,7 +270,7 @@ WITHOUT: dict[type[Command], frozenset[str]] = {
         all_but(
             ModelConfig,
             *("pretrain", "bf16", "flash_attn", "disable_fast_tokenizer", "tokenizer_chat_template"),
-            *("value_head_prefix", "trust_remote_code"),
+            *("value_head_prefix", "trust_remote_code", "use_ms"),
         ),
         {"eval_dataset", "eval_split", "preview", "train_split", "multiturn", "pretrain_mode"},
         all_but(DeepSpeedConfig, "zero_stage"),

@@ -89,4 +89,5 @@ def served_model(config: ServeConfig) -> ModelConfig:
         disable_fast_tokenizer=config.disable_fast_tokenizer,
         value_head_prefix=config.value_head_prefix,
         trust_remote_code=config.trust_remote_code,
+        use_ms=config.use_ms,
     )

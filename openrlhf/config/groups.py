@@ -43,6 +43,7 @@ class ModelConfig:
     tokenizer_chat_template: str | None = flag(None, "chat template (Jinja text) instead of the tokenizer's own")
     value_head_prefix: str = flag("score", "name of the score head in a reward model or critic")
     trust_remote_code: bool = flag(False, "run code that comes with a model folder")
+    use_ms: bool = flag(False, "take models and data from ModelScope")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class DataConfig:
     input_key: str = flag("input", "column of the prompt, the conversation or the whole text")
     input_template: str | None = flag(None, "text around the prompt, which takes the place of {}")
     apply_chat_template: bool = flag(False, "write prompts and conversations with the tokenizer's chat template")
-    use_ms: bool = flag(False, "take models and data from ModelScope")
     strict_data: bool = flag(False, "end with an error where a row would be left out or cut")
     preview: int = flag(0, "show this many rows as the model would meet them, then end; 0 trains")
 

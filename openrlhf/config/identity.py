@@ -17,6 +17,7 @@ FREE_FLAGS = frozenset(
         *("gradient_checkpointing", "gradient_checkpointing_use_reentrant", "packing_samples", "flash_attn"),
         *("use_liger_kernel", "ring_attn_size", "ring_head_stride", "disable_fast_tokenizer", "trust_remote_code"),
         *("ref_offload", "teacher_offload", "ref_reward_offload", "save_value_network", "use_ms"),
+        *("strict_data", "preview"),
         *("dataset", "dataset_probs", "dataset_split", "train_split", "prompt_data", "prompt_data_probs"),
         *("prompt_split", "max_samples", "eval_dataset", "eval_split", "eval_temperature"),
         *("eval_n_samples_per_prompt", "input_key", "output_key", "label_key", "prompt_key", "chosen_key"),

@@ -12,7 +12,6 @@ NOT_BUILT: dict[str, str] = {
     "use_liger_kernel": "is not built yet: leave it out to run the model's own layers.",
     "load_in_4bit": "is not built yet: leave it out and train the whole weights.",
     "aux_loss_coef": "is not built yet: leave it out and train without a load-balancing loss.",
-    "use_ms": "is not built yet: download from ModelScope first and name the folder.",
     "train_split": "never had an effect: use --dataset_split.",
     "eval_temperature": "is not built yet, as --eval_dataset is not for this command: leave it out.",
     "eval_n_samples_per_prompt": "is not built yet, as --eval_dataset is not for this command: leave it out.",

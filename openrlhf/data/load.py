@@ -21,12 +21,19 @@ TEXT_FILES = {".json", ".jsonl", ".csv", ".txt"}
 
 
 def load_rows(
-    names: str, split: str, probs: str | None, max_samples: int, seed: int, flag: str = "--dataset"
+    names: str,
+    split: str,
+    probs: str | None,
+    max_samples: int,
+    seed: int,
+    flag: str = "--dataset",
+    use_ms: bool = False,
 ) -> datasets.Dataset:
     """One data set from the comma-separated ``names``.
 
     A name is a file (json, jsonl, csv, parquet, arrow, txt), a folder written by ``save_to_disk``, a folder of data
-    files, or a hub name; ``name@data_dir`` picks a sub-folder of the last two. ``split`` is taken where the source has
+    files, or a name of the Hugging Face hub, with ``use_ms`` of ModelScope; ``name@data_dir`` picks a sub-folder of a
+    folder or hub name. ``split`` is taken where the source has
     splits; a single file and a saved ``Dataset`` have none. Each source is cut to its first ``max_samples`` rows, the
     result again. Without ``probs`` sources follow one another; with them rows are drawn by these probabilities until
     every source is used up, so small sources repeat. Code inside a data set is never run.
@@ -39,7 +46,7 @@ def load_rows(
         raise ValueError(f"{flag} names no data set")
     weights = None if probs is None else parse_probs(probs, len(sources), flag)
     # Cutting the result alone gives the same rows; cutting the sources spares drawing from millions.
-    parts = [_first_rows(load_source(source, split, flag), max_samples) for source in sources]
+    parts = [_first_rows(load_source(source, split, flag, use_ms), max_samples) for source in sources]
     return _first_rows(mix(parts, weights, seed, flag), max_samples)
 
 
@@ -69,15 +76,20 @@ def mix(parts: list[datasets.Dataset], weights: list[float] | None, seed: int, f
         ) from error
 
 
-def load_source(source: str, split: str, flag: str) -> datasets.Dataset:
+def load_source(source: str, split: str, flag: str, use_ms: bool = False) -> datasets.Dataset:
     """One source, see ``load_rows``. Raises ValueError naming ``flag`` and the source."""
     name, data_dir = _split_data_dir(source)
     path = Path(name)
     if path.suffix in FILE_LOADERS:
+        if data_dir:
+            raise ValueError(
+                f"{flag} {source}: {name} is a file, which has no part {data_dir!r}; leave out @{data_dir}"
+            )
         rows = _load_file(path, flag)
-    elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        rows = _load_saved(path, flag)
     else:
+        if use_ms and not path.exists():
+            name = _from_modelscope(name, flag)
+        _refuse_code(Path(name), flag)
         rows = _load_folder_or_hub(name, data_dir, flag)
     rows = _take_split(rows, source, split, flag)
     if len(rows) == 0:
@@ -118,6 +130,34 @@ def _check_utf8(path: Path, flag: str) -> None:
                 raise ValueError(f"{flag} {path}: line {number} is not UTF-8 text; save the file as UTF-8") from error
 
 
+def _refuse_code(path: Path, flag: str) -> None:
+    script = path if path.suffix == ".py" else path / f"{path.name}.py"
+    if script.is_file():
+        raise ValueError(
+            f"{flag} {path}: {script.name} would have to be run to read this data set, and code inside data is never "
+            "run; save its rows as jsonl or parquet and name that file"
+        )
+
+
+def _from_modelscope(name: str, flag: str) -> str:
+    try:
+        from modelscope import dataset_snapshot_download
+    except ImportError as error:
+        raise ValueError('--use_ms needs ModelScope: pip install "openrlhf[modelscope]"') from error
+    try:
+        return str(dataset_snapshot_download(name))
+    except Exception as error:  # its errors have no common class over its versions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{flag} {name}: ModelScope does not give this data set ({reason}); check the name and the network, or "
+            "name a file"
+        ) from error
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
 def _load_saved(path: Path, flag: str) -> datasets.Dataset | datasets.DatasetDict:
     try:
         return datasets.load_from_disk(str(path))
@@ -126,6 +166,9 @@ def _load_saved(path: Path, flag: str) -> datasets.Dataset | datasets.DatasetDic
 
 
 def _load_folder_or_hub(name: str, data_dir: str | None, flag: str) -> datasets.Dataset | datasets.DatasetDict:
+    folder = Path(name, data_dir or "")
+    if _is_saved(folder):
+        return _load_saved(folder, flag)
     try:
         rows = datasets.load_dataset(name, data_dir=data_dir)
     except (DatasetGenerationError, ValueError, OSError, RuntimeError) as error:

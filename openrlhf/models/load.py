@@ -25,6 +25,7 @@ from openrlhf.config.groups import ModelConfig
 from openrlhf.models import attention
 from openrlhf.models.adapters import adapter_state, is_adapted, save_adapter
 from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.hub import local_folder
 from openrlhf.models.value_head import ScoreModel, init_head
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def load_tokenizer(path: str, config: ModelConfig, flag: str = "--pretrain") -> 
     Raises ValueError naming ``flag`` when there is none, or it has neither pad nor eos token, or encodes text to
     nothing.
     """
+    path = local_folder(path, config, flag)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, use_fast=not config.disable_fast_tokenizer, trust_remote_code=config.trust_remote_code
@@ -137,6 +139,7 @@ def saved_tensors(hf: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _load_config(path: str, config: ModelConfig, flag: str) -> PreTrainedConfig:
+    path = local_folder(path, config, flag)
     _refuse_adapter(path, flag)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
@@ -157,6 +160,7 @@ def _refuse_adapter(path: str, flag: str) -> None:
 
 
 def _load(auto: Any, path: str, settings: ModelConfig, flag: str, **options: Any) -> Any:
+    path = local_folder(path, settings, flag)
     _refuse_adapter(path, flag)
     if _use_flash_attn_package(settings):
         options["attn_implementation"] = "flash_attention_2"

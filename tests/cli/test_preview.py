@@ -9,6 +9,8 @@ import pytest
 
 import openrlhf.models.load
 from openrlhf.cli.main import main
+from openrlhf.models.tiny import build_tokenizer
+from tests.modelscope import offer
 from tests.recipes.helpers import words, write_rows
 
 CHAT = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "1"}]
@@ -84,12 +86,41 @@ def test_the_verb_shows_three_rows_unless_told(flags: dict[str, Any], capsys: py
     assert "row 2 ·" in out and "row 3 ·" not in out
 
 
+@pytest.mark.parametrize(
+    ("verb", "flag"), [("dpo", "ref_pretrain"), ("kd", "teacher_model"), ("ppo", "critic_pretrain")]
+)
+def test_a_model_with_another_vocabulary_is_refused_before_a_model_is_loaded(
+    verb: str, flag: str, flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_tokenizer(tmp_path / "stranger", ["quite another text"] * 3, vocab_size=300)
+    line = of(verb, flags) | {flag: tmp_path / "stranger"} | ({"advantage_estimator": "gae"} if verb == "ppo" else {})
+    with pytest.raises(SystemExit) as stop:
+        main([verb, *words(line)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"--{flag} {tmp_path}/stranger: its tokenizer has another vocabulary")
+
+
 @pytest.mark.parametrize("line", [[], ["stf"], ["demo"], ["--pretrain", "x"]])
 def test_the_verb_needs_a_command(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["preview", *line])
     assert stop.value.code == 2
     assert "one of sft, rm, dpo, kto, kd, prm, ppo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_command_takes_model_and_rows_from_modelscope(
+    verb: str, flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Its package is a stand-in: the real hub cannot be reached from here."""
+    rows = tmp_path / "downloaded"
+    rows.mkdir()
+    flags["dataset"].rename(rows / "train.jsonl")
+    asked = offer(monkeypatch, {"org/tiny": flags["pretrain"]}, {"org/rows": rows})
+    main([verb, *words(of(verb, flags | {"pretrain": "org/tiny", "dataset": "org/rows", "use_ms": True}))])
+    assert COMMANDS[verb][1][0] in capsys.readouterr().out
+    assert set(asked) == {"org/tiny", "org/rows"}
 
 
 @pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb != "prm"])

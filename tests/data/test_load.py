@@ -7,6 +7,7 @@ import datasets
 import pytest
 
 from openrlhf.data.load import load_rows
+from tests.modelscope import offer, take_away
 
 ROWS = [{"input": "hello", "n": 1}, {"input": "how", "n": 2}, {"input": "are", "n": 3}]
 
@@ -172,3 +173,75 @@ def test_columns_that_cannot_be_mixed_are_refused(tmp_path, probs):
     b = write(tmp_path / "b.jsonl", [{"x": "one"}])
     with pytest.raises(ValueError, match="columns of different types and cannot be mixed"):
         load(f"{a},{b}", probs=probs)
+
+
+def test_a_saved_part_of_a_folder(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "hub" / "saved")
+    assert list(load(f"{tmp_path}/hub@saved")) == ROWS
+
+
+def test_a_folder_of_files_with_splits(tmp_path):
+    for name, rows in (("train.parquet", ROWS[:2]), ("test.parquet", ROWS[2:])):
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        write(tmp_path / "hub" / name, rows)
+    assert list(load(tmp_path / "hub")) == ROWS[:2]
+    assert list(load(tmp_path / "hub", split="test")) == ROWS[2:]
+
+
+def test_a_file_has_no_parts(tmp_path):
+    write(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"rows\.jsonl is a file, which has no part 'x'; leave out @x"):
+        load(f"{tmp_path}/rows.jsonl@x")
+
+
+@pytest.mark.parametrize("name", ["evil", "evil/evil.py"])
+def test_a_script_is_named_with_the_way_out(tmp_path, name):
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    write(tmp_path / "evil" / "train.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"evil\.py would have to be run .* never run; save its rows as jsonl or parq"):
+        load(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name, data_dir", [("org/sums", None), ("org/sums@easy", "easy")])
+def test_a_hub_name_goes_to_the_library_with_its_part(monkeypatch, name, data_dir):
+    # The hub cannot be reached from here: the library's answer is a stand-in.
+    asked = []
+
+    def load_dataset(path, **how):
+        asked.append((path, how))
+        return datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(load(name)) == ROWS
+    assert asked == [("org/sums", {"data_dir": data_dir})]
+
+
+def test_modelscope_data_is_downloaded_and_read_as_a_folder(tmp_path, monkeypatch):
+    # ModelScope cannot be reached from here: its package is a stand-in.
+    (tmp_path / "down" / "easy").mkdir(parents=True)
+    write(tmp_path / "down" / "easy" / "train.jsonl", ROWS)
+    local = write(tmp_path / "local.jsonl", ROWS[:1])
+    asked = offer(monkeypatch, {}, {"org/sums": tmp_path / "down"})
+    rows = load_rows(f"org/sums@easy,{local}", "train", None, 100, 0, use_ms=True)
+    assert list(rows) == [*ROWS, *ROWS[:1]]
+    assert asked == ["org/sums"]
+    with pytest.raises(
+        ValueError, match=r"^--dataset org/none: ModelScope does not .* \(no repository org/none\); che"
+    ):
+        load_rows("org/none", "train", None, 100, 0, use_ms=True)
+
+
+def test_modelscope_data_with_a_script_is_not_run(tmp_path, monkeypatch):
+    (tmp_path / "sums").mkdir()
+    (tmp_path / "sums" / "sums.py").write_text("")
+    offer(monkeypatch, {}, {"org/sums": tmp_path / "sums"})
+    with pytest.raises(ValueError, match=r"sums\.py would have to be run"):
+        load_rows("org/sums", "train", None, 100, 0, use_ms=True)
+
+
+def test_modelscope_missing_is_a_sentence(monkeypatch):
+    take_away(monkeypatch)
+    with pytest.raises(ValueError, match=r'^--use_ms needs ModelScope: pip install "openrlhf\[modelscope\]"$'):
+        load_rows("org/sums", "train", None, 100, 0, use_ms=True)
