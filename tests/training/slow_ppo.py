@@ -35,6 +35,9 @@ class Setting:
     betas: tuple[float, float] = (0.9, 0.95)
     max_norm: float = 1.0
     entropy: float = 0.0
+    policy_loss: str = "ppo"
+    correction: str | None = None
+    threshold: tuple[float, float] = (0.5, 5.0)
 
 
 @dataclass
@@ -127,8 +130,41 @@ def advantages(
     return result, targets
 
 
-def step(samples: list[Sample], actor: AdamW, critic: AdamW | None, reference: Any, s: Setting) -> dict[str, float]:
-    """Rewards → advantages → clipped losses → new weights in place. Returns some means over the optimizer steps."""
+def policy_losses(new: list[Tensor], old: list[float], a: list[float], s: Setting) -> list[Tensor]:
+    """The loss of each action of one answer: arXiv:1707.06347 eq. 7, 2507.18071 eq. 5, 2506.13585 eq. 4."""
+    ratios = [(x - y).exp() for x, y in zip(new, old, strict=True)]
+    if s.policy_loss == "gspo":
+        ratios = [torch.stack([r.log() for r in ratios]).mean().exp()] * len(new)
+    bounded = [r.clip(1 - s.eps, 1 + s.eps) for r in ratios]
+    if s.policy_loss == "cispo":
+        return [-b.detach() * x * y for b, x, y in zip(bounded, a, new, strict=True)]
+    return [-min(r * x, b * x) for r, b, x in zip(ratios, bounded, a, strict=True)]
+
+
+def corrections(old: list[float], sampled: list[float], s: Setting) -> list[float]:
+    """Weights of the actions of one answer: truncated, cut out, or cut out with the whole answer."""
+    w = [math.exp(x - y) for x, y in zip(old, sampled, strict=True)]
+    low, high = s.threshold
+    if s.correction == "tis":
+        return [min(max(x, low), high) for x in w]
+    if s.correction == "icepop":
+        return [x if low <= x <= high else 0.0 for x in w]
+    mean = math.exp(sum(math.log(x) for x in w) / len(w))
+    return [x if low <= mean <= high else 0.0 for x in w]
+
+
+def step(
+    samples: list[Sample],
+    actor: AdamW,
+    critic: AdamW | None,
+    reference: Any,
+    s: Setting,
+    sampled: list[list[float]] | None = None,
+) -> dict[str, float]:
+    """Rewards → advantages → clipped losses → new weights in place. Returns some means over the optimizer steps.
+
+    ``sampled`` are the engine's log-probs of the actions, for a correction.
+    """
     with torch.no_grad():
         old = [[float(x) for x in log_probs(actor.model, sample, s.temperature)[0]] for sample in samples]
         ref = [[float(x) for x in log_probs(reference, sample, s.temperature)[0]] for sample in samples]
@@ -141,19 +177,19 @@ def step(samples: list[Sample], actor: AdamW, critic: AdamW | None, reference: A
             losses, value_losses = [], []
             for i in rows:
                 new, entropies = log_probs(actor.model, samples[i], s.temperature)
-                for k, log_prob in enumerate(new):
-                    ratio = (log_prob - old[i][k]).exp()
-                    gain = min(ratio * a[i][k], ratio.clip(1 - s.eps, 1 + s.eps) * a[i][k])
-                    loss = -gain - s.entropy * entropies[k]
+                weights = [1.0] * len(new) if sampled is None else corrections(old[i], sampled[i], s)
+                share = 1 / len(new) if s.policy_loss == "gspo" else 1.0  # of a token in its answer's mean
+                for k, policy in enumerate(policy_losses(new, old[i], a[i], s)):
+                    loss = weights[k] * policy - s.entropy * entropies[k]
                     if s.kl_in_loss:
-                        loss = loss + s.kl_coef * torch.clip((log_prob - ref[i][k]) ** 2 / 2, max=10.0)
-                    losses.append(loss)
+                        loss = loss + s.kl_coef * torch.clip((new[k] - ref[i][k]) ** 2 / 2, max=10.0)
+                    losses.append(share * loss)
                 if critic is not None and v is not None:
                     for k, value in enumerate(values(critic.model, samples[i])):
                         bounded = torch.clip(value, v[i][k] - s.value_clip, v[i][k] + s.value_clip)
                         target = targets[i][k]
                         value_losses.append(max((value - target) ** 2, (bounded - target) ** 2) / 2)
-            total = sum(losses) / len(losses)
+            total = sum(losses) / (len(rows) if s.policy_loss == "gspo" else len(losses))
             seen["loss"].append(total.item())
             seen["grad_norm"].append(actor.step(total))
             if critic is not None:

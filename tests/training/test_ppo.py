@@ -150,6 +150,54 @@ def test_whole_steps_equal_the_slow_script(estimator: str, kl_in_loss: bool) -> 
     assert metrics["reward"] == pytest.approx(sum(r for *_, r in ANSWERS) / len(ANSWERS))
 
 
+VARIANTS = [
+    *(("gspo", None, eps) for eps in (0.01, 0.2)),
+    *(("cispo", None, eps) for eps in (0.01, 0.2)),
+    *(("ppo", correction, 0.2) for correction in ("tis", "icepop", "seq-mask-tis")),
+    ("gspo", "icepop", 0.01),
+]
+
+
+@pytest.mark.parametrize(("loss", "correction", "eps"), VARIANTS)
+def test_whole_steps_of_other_losses_and_corrections(loss: str, correction: str | None, eps: float) -> None:
+    """The engine's log-probs are off those of the trainer by up to 0.5, so that bounds of 0.8 and 1.2 decide."""
+    setting = slow_ppo.Setting(
+        "group_norm", temperature=0.8, gamma=1.0, lambd=1.0, eps=eps, value_clip=0.2, kl_coef=0.05, kl_in_loss=True,
+        reward_clip=(-10.0, 10.0), mini_batch=4, epochs=2, peak=LR, total_steps=4, warmup=1, policy_loss=loss,
+        correction=correction, threshold=(0.8, 1.2),
+    )  # fmt: skip
+    given = {} if correction is None else {
+        "enable_vllm_is_correction": True, "vllm_is_correction_type": correction,
+        "vllm_is_truncated_threshold": (0.8, 1.2),
+    }  # fmt: skip
+    config = config_of(
+        advantage_estimator="group_norm",
+        use_kl_loss=True,
+        kl_estimator="k2",
+        policy_loss_type=loss,
+        eps_clip=eps,
+        **given,
+    )
+    start, generator = build(seed=0), torch.Generator().manual_seed(3)
+    sampled = []
+    samples = package_samples()
+    for sample, plain in zip(samples, plain_samples(), strict=True):
+        with torch.no_grad():
+            own = [float(x) for x in slow_ppo.log_probs(start, plain, 0.8)[0]]
+        sampled.append([x + float(torch.rand(1, generator=generator)) - 0.5 for x in own])
+        sample.rollout_log_probs[sample.action_mask] = torch.tensor(sampled[-1])
+    policy, _, (metrics,) = run(config, samples)
+
+    actor = slow_ppo.AdamW(build(seed=0), setting, LR["actor"])
+    seen = slow_ppo.step(plain_samples(), actor, None, build(seed=1), setting, None if correction is None else sampled)
+    assert {name: metrics[name] for name in seen} == pytest.approx(seen, rel=1e-4, abs=1e-6)
+    assert_same_updates(policy.hf, actor.model, start)
+    if correction is not None:
+        assert metrics["correction_weight"] != pytest.approx(1.0, abs=0.01)
+    if loss != "ppo":
+        assert 0 < metrics["clip_ratio"] < 1 or eps == 0.2
+
+
 def assert_same_updates(got: torch.nn.Module, expected: torch.nn.Module, start: torch.nn.Module) -> None:
     """What training added is the same to a thousandth, and it is something."""
     added, wanted = weights(got) - weights(start), weights(expected) - weights(start)
