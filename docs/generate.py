@@ -14,6 +14,7 @@ from openrlhf.config.commands import (
     DPOConfig,
     KDConfig,
     KTOConfig,
+    LoraCombinerConfig,
     PPOConfig,
     PRMConfig,
     RMConfig,
@@ -37,6 +38,7 @@ COMMANDS: dict[str, type[Command]] = {
     "prm": PRMConfig,
     "ppo": PPOConfig,
     "serve_rm": ServeRMConfig,
+    "lora_combiner": LoraCombinerConfig,
     "batch_inference": BatchInferenceConfig,
 }
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run it again. -->"
@@ -54,8 +56,8 @@ FLAGS_HEAD = f"""{NOTICE}
 # Flags
 
 `sft` is `openrlhf sft` or `python -m openrlhf.cli.train_sft`, and so with `rm`, `dpo`, `kto`, `kd` and `prm`;
-`ppo` is `openrlhf ppo` or `python -m openrlhf.cli.train_ppo_ray`, `batch_inference` and `serve_rm` have the same name
-as verb and as module. A switch is set by its name alone, or by `true` and `false`.
+`ppo` is `openrlhf ppo` or `python -m openrlhf.cli.train_ppo_ray`; `batch_inference`, `serve_rm` and `lora_combiner`
+have the same name as verb and as module. A switch is set by its name alone, or by `true` and `false`.
 
 `--config run.yaml` takes the same names from a file; what the command line says goes first. The flags of a
 training run, defaults included, are written to `run_config.yaml` in `--save_path`.

@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "kd": ("openrlhf.cli.train_kd", "distillation from a larger model"),
     "prm": ("openrlhf.cli.train_prm", "training of a process reward model on labelled steps"),
     "ppo": ("openrlhf.cli.train_ppo_ray", "reinforcement learning: PPO, REINFORCE++, GRPO, RLOO"),
+    "lora_combiner": ("openrlhf.cli.lora_combiner", "a LoRA adapter and its model into one model"),
     "serve_rm": ("openrlhf.cli.serve_rm", "a reward model as an HTTP server"),
     "batch_inference": ("openrlhf.cli.batch_inference", "answers to many prompts, or rewards of many answers"),
     "preview": ("openrlhf.cli.preview", "rows as a command's model would meet them, with what carries loss marked"),

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 from openrlhf.config.groups import (
     AlgorithmConfig,
     CheckpointConfig,
+    CombineConfig,
     DataConfig,
     DatasetConfig,
     DeepSpeedConfig,
@@ -171,11 +172,19 @@ class BatchInferenceConfig:
     train: TrainConfig
 
 
+@dataclass(frozen=True)
+class LoraCombinerConfig:
+    """A LoRA adapter and its model into one model"""
+
+    combine: CombineConfig
+
+
 TrainCommand = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig | PPOConfig
-Command = TrainCommand | ServeRMConfig | BatchInferenceConfig
+Command = TrainCommand | ServeRMConfig | BatchInferenceConfig | LoraCombinerConfig
 C = TypeVar(
-    "C", SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig, ServeRMConfig, BatchInferenceConfig
-)
+    "C", SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig, ServeRMConfig, BatchInferenceConfig,
+    LoraCombinerConfig,
+)  # fmt: skip
 
 DEFAULTS: dict[type[Command], dict[str, Any]] = {
     SFTConfig: {
@@ -229,6 +238,7 @@ DEFAULTS: dict[type[Command], dict[str, Any]] = {
         "wandb_project": "openrlhf_train_ppo",
     },
     ServeRMConfig: {},
+    LoraCombinerConfig: {},
     BatchInferenceConfig: {"output_key": "output", "zero_stage": 0, "seed": 1234},
 }
 
@@ -266,6 +276,7 @@ WITHOUT: dict[type[Command], frozenset[str]] = {
     ),
     PPOConfig: frozenset(),
     ServeRMConfig: frozenset(),
+    LoraCombinerConfig: frozenset(),
     BatchInferenceConfig: frozenset().union(
         all_but(
             ModelConfig,

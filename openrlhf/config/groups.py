@@ -402,6 +402,18 @@ class VLLMConfig:
 
 
 @dataclass(frozen=True)
+class CombineConfig:
+    """Adapter and model"""
+
+    model_path: str = required("model that the adapter was trained on: a Hugging Face folder or hub name")
+    lora_path: str = required("folder of the LoRA adapter")
+    output_path: str = required("folder for the whole model; it must be new or empty")
+    is_rm: bool = flag(False, "the adapter is of a reward model or critic")
+    bf16: bool = flag(False, "write the weights in bfloat16 instead of float32")
+    trust_remote_code: bool = flag(False, "run code that comes with a model folder")
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """Reward server"""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from openrlhf.config.commands import (
     DPOConfig,
     KDConfig,
     KTOConfig,
+    LoraCombinerConfig,
     PPOConfig,
     PRMConfig,
     RMConfig,
@@ -136,6 +138,29 @@ def shares(names: str, probs: str | None, flag: str) -> None:
 def evaluation(config: SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig) -> None:
     if config.log.eval_steps > 0 and config.data.eval_dataset is None:
         raise ValueError("--eval_steps needs --eval_dataset to evaluate on.")
+
+
+# Flag → the package that it needs, and the extra that brings it.
+PACKAGES = {"use_liger_kernel": ("liger_kernel", "liger"), "load_in_4bit": ("bitsandbytes", "qlora")}
+
+
+def packages(config: TrainCommand) -> None:
+    values = flat(config)
+    for flag, (package, extra) in PACKAGES.items():
+        if values[flag] and find_spec(package) is None:
+            raise ValueError(f"--{flag} needs a package that is not here: pip install 'openrlhf[{extra}]'.")
+
+
+def four_bits(config: TrainCommand) -> None:
+    if not config.model.load_in_4bit:
+        return
+    if config.model.lora_rank == 0:
+        raise ValueError("--load_in_4bit freezes the weights: give --lora_rank above 0 to train adapters beside them.")
+    if config.deepspeed.zero_stage == 3:
+        raise ValueError(
+            "--load_in_4bit with --zero_stage 3: quantised weights are not partitioned: use --zero_stage 2, they are "
+            "small and nothing of theirs is trained."
+        )
 
 
 def adapters(config: TrainCommand) -> None:
@@ -478,7 +503,9 @@ def sleep(config: PPOConfig) -> None:
         )
 
 
-SHARED_RULES = (template, scheduler, ring, tensor_parallel, micro_batches, adapters, checkpoints)
+SHARED_RULES = (
+    template, scheduler, ring, tensor_parallel, micro_batches, packages, four_bits, adapters, checkpoints,
+)  # fmt: skip
 # Each command's rules, in the order in which they are asked; their argument is of that command's type.
 RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     SFTConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, multiturn, answers, evaluation),
@@ -493,6 +520,7 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
         colocated_engines, sleep,
     ),
     ServeRMConfig: (),
+    LoraCombinerConfig: (),
     BatchInferenceConfig: (*INFERENCE_RULES, template, dataset_shares),
 }  # fmt: skip
 

@@ -25,7 +25,9 @@ from openrlhf.config.groups import ModelConfig
 from openrlhf.models import attention
 from openrlhf.models.adapters import adapter_state, is_adapted, save_adapter
 from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.four_bits import four_bits, keep_gradients
 from openrlhf.models.hub import local_folder
+from openrlhf.models.liger import use_liger
 from openrlhf.models.value_head import ScoreModel, init_head
 
 log = logging.getLogger(__name__)
@@ -164,10 +166,13 @@ def _load(auto: Any, path: str, settings: ModelConfig, flag: str, **options: Any
     _refuse_adapter(path, flag)
     if _use_flash_attn_package(settings):
         options["attn_implementation"] = "flash_attention_2"
+    dtype = torch.bfloat16 if settings.bf16 else torch.float32
+    if settings.load_in_4bit:
+        options["quantization_config"] = four_bits(dtype)
     try:
         loaded = auto.from_pretrained(
             path,
-            dtype=torch.bfloat16 if settings.bf16 else torch.float32,
+            dtype=dtype,
             trust_remote_code=settings.trust_remote_code,
             **options,
         )
@@ -175,6 +180,10 @@ def _load(auto: Any, path: str, settings: ModelConfig, flag: str, **options: Any
         raise ValueError(_not_loadable(flag, path, "model", error)) from error
     hf: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
     _choose_attention(hf, path, settings, flag)
+    if settings.load_in_4bit:
+        keep_gradients(hf)
+    if settings.use_liger_kernel:
+        use_liger(hf, flag)
     if settings.gradient_checkpointing:
         hf.gradient_checkpointing_enable({"use_reentrant": settings.gradient_checkpointing_use_reentrant})
     return loaded

@@ -588,3 +588,11 @@ BATCH_INFERENCE: dict[str, tuple[str, object]] = {
     "csft_prompt": ("str", "<rm_score>: 5.00"),
     "use_ms": ("switch", False),
 }
+
+LORA_COMBINER: dict[str, tuple[str, object]] = {
+    "model_path": ("str", None),
+    "lora_path": ("str", None),
+    "output_path": ("str", None),
+    "is_rm": ("switch", False),
+    "bf16": ("switch", False),
+}

@@ -17,6 +17,7 @@ from openrlhf.config.commands import (
     DPOConfig,
     KDConfig,
     KTOConfig,
+    LoraCombinerConfig,
     PPOConfig,
     PRMConfig,
     RMConfig,
@@ -29,7 +30,7 @@ from openrlhf.config.commands import (
     types,
 )
 from openrlhf.config.parse import parse_flags
-from tests.config.expected_flags import BATCH_INFERENCE, DPO, KD, KTO, PPO, PRM, RM, SERVE_RM, SFT
+from tests.config.expected_flags import BATCH_INFERENCE, DPO, KD, KTO, LORA_COMBINER, PPO, PRM, RM, SERVE_RM, SFT
 
 COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [
     (SFTConfig, SFT),
@@ -41,6 +42,7 @@ COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [
     (PPOConfig, PPO),
     (ServeRMConfig, SERVE_RM),
     (BatchInferenceConfig, BATCH_INFERENCE),
+    (LoraCombinerConfig, LORA_COMBINER),
 ]
 EXPECTED = [(command, name, *row) for command, table in COMMANDS for name, row in table.items()]
 IDS = [f"{command.__name__}-{name}" for command, name, _, _ in EXPECTED]
@@ -49,7 +51,10 @@ DIFFERENT = {
     (ServeRMConfig, "host"): "127.0.0.1",  # no stranger reaches a server by default
     (BatchInferenceConfig, "value_head_prefix"): "score",  # as everything that trains one here calls it
 }
-REQUIRED = {"pretrain", "dataset", "prompt_data", "teacher_model", "placeholder_token", "output_path"}
+REQUIRED = {
+    *("pretrain", "dataset", "prompt_data", "teacher_model", "placeholder_token", "output_path"),
+    *("model_path", "lora_path"),
+}
 # type in the table → words on the command line, and the value they mean
 EXAMPLES: dict[str, tuple[list[str], Any]] = {
     "int": (["7"], 7),
@@ -93,6 +98,7 @@ OURS: dict[type, set[str]] = {
         *("overlong_buffer_len", "overlong_penalty_factor", "stop_properly_penalty_coef"),
     },
     ServeRMConfig: {"token"},
+    LoraCombinerConfig: set(),
     BatchInferenceConfig: {"tokenizer_chat_template", "dataset_split"},
 }
 DATA = {"strict_data", "preview"}  # ours, in every command that reads rows, the latter where it trains
@@ -101,7 +107,7 @@ DATA = {"strict_data", "preview"}  # ours, in every command that reads rows, the
 def test_the_tables_are_whole() -> None:
     assert (len(SFT), len(RM), len(DPO), len(PPO)) == (68, 68, 70, 120)
     assert (len(KTO), len(KD), len(PRM), len(BATCH_INFERENCE)) == (62, 62, 58, 38)
-    assert len(SERVE_RM) == 12
+    assert (len(SERVE_RM), len(LORA_COMBINER)) == (12, 5)
 
 
 @pytest.mark.parametrize(("command", "name", "kind", "default"), EXPECTED, ids=IDS)
@@ -130,7 +136,7 @@ def test_type(command: Any, name: str, kind: str, default: Any) -> None:
 @pytest.mark.parametrize(("command", "table"), COMMANDS)
 def test_flags_of_our_own(command: Any, table: dict[str, Any]) -> None:
     ours = types(command).keys() - table.keys()
-    rows = {ServeRMConfig: set(), BatchInferenceConfig: {"strict_data"}}.get(command, DATA)
+    rows = {ServeRMConfig: set(), LoraCombinerConfig: set(), BatchInferenceConfig: {"strict_data"}}.get(command, DATA)
     assert ours == {"trust_remote_code"} | rows | OURS[command]
 
 

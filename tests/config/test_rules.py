@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from openrlhf.config import not_built
+from openrlhf.config import not_built, rules
 from openrlhf.config.commands import (
     BatchInferenceConfig,
     Command,
     DPOConfig,
     KDConfig,
     KTOConfig,
+    LoraCombinerConfig,
     PPOConfig,
     PRMConfig,
     RMConfig,
     ServeRMConfig,
     SFTConfig,
+    TrainCommand,
     build,
     flat,
     types,
@@ -51,6 +53,7 @@ COMMANDS: dict[type[Command], dict[str, Any]] = {
     PRMConfig: PRM,
     PPOConfig: PPO,
     ServeRMConfig: {"reward_pretrain": "rm"},
+    LoraCombinerConfig: {"model_path": "m", "lora_path": "a", "output_path": "out"},
     BatchInferenceConfig: BATCH,
 }
 
@@ -549,10 +552,21 @@ def test_refused_flags_and_sentences() -> None:
         (DPOConfig, {"lora_rank": 4, "ref_offload": True}, ["--ref_offload", "leave --ref_offload out"]),
         (KTOConfig, {"lora_rank": 4, "ref_offload": True}, ["--ref_offload", "leave --ref_offload out"]),
         (PPOConfig, {"lora_rank": 4}, ["--lora_rank", "not built yet", "--local"]),
+        (SFTConfig, {"load_in_4bit": True}, ["--load_in_4bit", "--lora_rank"]),
+        (RMConfig, {"load_in_4bit": True, "lora_rank": 4, "zero_stage": 3}, ["--load_in_4bit", "--zero_stage 2"]),
     ],
 )
 def test_what_adapters_exclude(command: Any, flags: dict[str, Any], words: list[str]) -> None:
     refused(build(command, COMMANDS[command] | flags), words)
+
+
+@pytest.mark.parametrize(("flag", "extra"), [("use_liger_kernel", "liger"), ("load_in_4bit", "qlora")])
+@pytest.mark.parametrize("command", get_args(TrainCommand))
+def test_a_missing_package_is_named_with_its_extra(
+    command: Any, flag: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "find_spec", lambda name: None)
+    refused(build(command, COMMANDS[command] | {flag: True}), [f"--{flag}", f"pip install 'openrlhf[{extra}]'"])
 
 
 def test_a_reference_of_its_own_may_wait_on_the_host() -> None:

@@ -20,6 +20,7 @@ from openrlhf.config.commands import (
     DPOConfig,
     KDConfig,
     KTOConfig,
+    LoraCombinerConfig,
     PPOConfig,
     PRMConfig,
     RMConfig,
@@ -40,6 +41,7 @@ CONFIGS: dict[str, type[Command]] = {
     "prm": PRMConfig,
     "ppo": PPOConfig,
     "serve_rm": ServeRMConfig,
+    "lora_combiner": LoraCombinerConfig,
     "batch_inference": BatchInferenceConfig,
 }
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -145,3 +145,39 @@ def test_an_adapter_is_not_a_model(folder: Path, tmp_path: Path) -> None:
     for load in (load_causal_lm, lambda *a, **k: load_score_model(*a, "score", **k)):
         with pytest.raises(ValueError, match="^--ref_pretrain .* is a LoRA adapter without its model: .*lora_combiner"):
             load(str(tmp_path), config, flag="--ref_pretrain")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_quantised_model_trains_its_adapter(folder: Path, bf16: bool) -> None:
+    """Against Transformers' own forward of the same 4-bit weights."""
+    pytest.importorskip("bitsandbytes")
+    config = settings(folder, load_in_4bit=True, bf16=bf16, target_modules=("q_proj", "down_proj", "lm_head"))
+    model = with_adapter(load_causal_lm(str(folder), config), config).train()
+    model.chunk_elements = 3 * 300
+    layer = model.hf.get_submodule("model.layers.0.self_attn.q_proj.base_layer")
+    assert layer.weight.dtype == torch.uint8 and layer.weight.quant_type == "nf4"
+    assert layer.compute_dtype == (torch.bfloat16 if bf16 else torch.float32)
+    packed = layer.weight.data.clone()
+    trained = list(adapter_state(model.hf).values())
+    before = torch.autograd.grad(model(BATCH).log_probs.sum(), trained)
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    losses: list[float] = []
+    with torch.no_grad():
+        model.eval()(BATCH)  # as a reference would; it must not change how the layers learn
+    model.train()
+    after = torch.autograd.grad(model(BATCH).log_probs.sum(), trained)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = -model(BATCH).log_probs.sum()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0] - 1
+        assert torch.equal(layer.weight.data, packed)
+        table = model.hf(BATCH.tokens, attention_mask=BATCH.attention_mask).logits.float().log_softmax(-1)
+        got = model(BATCH).log_probs
+    expected = table[:, :-1].gather(2, BATCH.tokens[:, 1:, None])[..., 0]
+    chosen = BATCH.action_mask[:, 1:]
+    torch.testing.assert_close(got[:, 1:][chosen], expected[chosen], rtol=0, atol=0.05 if bf16 else 1e-4)

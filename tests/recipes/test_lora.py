@@ -150,3 +150,18 @@ def test_rl_in_one_process_samples_with_the_adapter_and_has_its_start_as_referen
     assert max(column(folder, "engine_log_prob_diff")) < 1e-5
     assert column(folder, "reward")[-1] > column(folder, "reward")[0] + 0.1
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(flags["pretrain"]), folder)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("command", [train_sft, train_dpo])
+def test_weights_in_four_bits_learn_by_an_adapter(
+    flags: dict[str, Any], tmp_path: Path, command: Any, bf16: bool
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    flags = of(command, flags, tmp_path, load_in_4bit=True, max_epochs=8)
+    folder = run(command.main, flags | ({"bf16": True} if bf16 else {}))
+    losses = column(folder, "loss")
+    assert losses[-1] < losses[0] - 0.1
+    if command is train_dpo:
+        assert column(folder, "reward_margin")[0] == 0.0
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(flags["pretrain"]), folder)
