@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -41,6 +41,7 @@ def main(models: Path, out: Path, measure: Callable[[Path], Iterable[Row]]) -> N
 def every_row(models: Path) -> Iterator[Row]:
     yield from data_parallel_rows(models, METHODS)
     yield from zero_rows(models, METHODS)
+    yield from ring_rows(models, METHODS)
 
 
 def data_parallel_rows(models: Path, methods: Mapping[str, Method]) -> Iterator[Row]:
@@ -67,23 +68,33 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 def zero_rows(models: Path, methods: Mapping[str, Method]) -> Iterator[Row]:
     for name, method in methods.items():
-        error = worst(*(sharded(method, models, stage) for stage in STAGES))
+        config = ModelConfig(pretrain=str(models))
+        error = worst(*(sharded(method, models, config, stage, (False, True)) for stage in STAGES))
         text = "ZeRO stages 0, 1, 2, 3 on two ranks = plain PyTorch on one, float32"
         yield Row("I5, ZeRO", text, name, error.gradient, error.metrics, 1e-5)
 
 
-def sharded(method: Method, models: Path, stage: int) -> Error:
-    config = ModelConfig(pretrain=str(models))
+def ring_rows(models: Path, methods: Mapping[str, Method]) -> Iterator[Row]:
+    """The two ranks share every row; ZeRO 3 divides the weights, too."""
+    config = ModelConfig(pretrain=str(models), packing_samples=True, ring_attn_size=2)
+    for name, method in methods.items():
+        error = worst(*(sharded(method, models, config, stage, (True,)) for stage in (0, 3)))
+        text = "a ring of two ranks, ZeRO stages 0 and 3 = plain PyTorch on one, float32"
+        yield Row("I5, ring", text, name, error.gradient, error.metrics, 1e-5)
+
+
+def sharded(method: Method, models: Path, config: ModelConfig, stage: int, packings: Sequence[bool]) -> Error:
     batch = method.examples(0)
     plain = GradientEngine(method.load(models, config))
     frozen = None
     load_frozen = method.load_frozen
     if load_frozen is not None:
-        frozen = DeepSpeedForward(partial(load_frozen, models, config), config, stage, offload=False)
+        sharding = DeepSpeedConfig(zero_stage=stage)
+        frozen = DeepSpeedForward(partial(load_frozen, models, config), config, sharding, offload=False)
     engine = DeepSpeedGradients(partial(method.load, models, config), config, stage)
     expected = step(method, plain, frozen, batch, WHOLE, packed=False)
     rows = rank_part(batch, engine.rank, engine.world, method.rows)
-    got = [step(method, engine, frozen, rows, 2, packed) for packed in (False, True)]
+    got = [step(method, engine, frozen, rows, 2, packed) for packed in packings]
     engine.engine.model.destroy()
     if frozen is not None:
         frozen.model.destroy()
