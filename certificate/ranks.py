@@ -20,6 +20,7 @@ from certificate.statements import worst
 from certificate.steps import WHOLE, Error, Subject, largest_error, rank_step, step, subject
 from certificate.table import Row
 from openrlhf.backends.deepspeed import DeepSpeedForward, DeepSpeedTrain, init_distributed
+from openrlhf.backends.local import LocalForward
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.training.fit import rank_part
 from openrlhf.training.roles import StepStats
@@ -86,13 +87,14 @@ def ring_rows(models: Path, methods: Mapping[str, Method]) -> Iterator[Row]:
 def sharded(method: Method, models: Path, config: ModelConfig, stage: int, packings: Sequence[bool]) -> Error:
     batch = method.examples(0)
     plain = GradientEngine(method.load(models, config))
-    frozen = None
+    plain_frozen = frozen = None
     load_frozen = method.load_frozen
     if load_frozen is not None:
+        plain_frozen = LocalForward(load_frozen(models, config))
         sharding = DeepSpeedConfig(zero_stage=stage)
         frozen = DeepSpeedForward(partial(load_frozen, models, config), config, sharding, offload=False)
     engine = DeepSpeedGradients(partial(method.load, models, config), config, stage)
-    expected = step(method, plain, frozen, batch, WHOLE, packed=False)
+    expected = step(method, plain, plain_frozen, batch, WHOLE, packed=False)
     rows = rank_part(batch, engine.rank, engine.world, method.rows)
     got = [step(method, engine, frozen, rows, 2, packed) for packed in packings]
     engine.engine.model.destroy()
