@@ -150,6 +150,8 @@ class DeepSpeedTrain:
             ),
             lr_scheduler=partial(lr_schedule, optim=optim, total_steps=total_steps),
         )
+        if sharding.deepcompile:
+            self.model.compile()
         _skip_input_check(self.model)
         self._cut = cut_dimensions(module.hf)
         self._asleep: list[deepspeed_states.HostCopy] = []

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch.utils.cpp_extension import CUDA_HOME
+
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 
 
@@ -33,6 +36,8 @@ def train_config(
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW needs no compiler, on the CPU neither
         "gradient_clipping": 0.0 if clips_by_hand(model, deepspeed) else optim.max_norm,
     }
+    if deepspeed.deepcompile:
+        config["compile"] = {"deepcompile": True}
     if deepspeed.grad_accum_dtype is not None:
         config["data_types"] = {"grad_accum_dtype": deepspeed.grad_accum_dtype}
     return config
@@ -65,6 +70,22 @@ def check_stage(model: ModelConfig, deepspeed: DeepSpeedConfig) -> None:
         raise ValueError(f"--zpg {deepspeed.zpg} keeps a second partition of the weights: it needs --zero_stage 3")
     if deepspeed.grad_accum_dtype is not None and stage == 0:
         raise ValueError("--grad_accum_dtype needs --zero_stage 1, 2 or 3: stage 0 adds up in the model's own dtype")
+    if deepspeed.deepcompile:
+        check_compile(model, deepspeed)
+
+
+def check_compile(model: ModelConfig, deepspeed: DeepSpeedConfig) -> None:
+    """Raise ValueError where DeepCompile cannot work: it schedules ZeRO's communication, in CUDA code of its own."""
+    if deepspeed.zero_stage == 0:
+        raise ValueError("--deepcompile schedules the communication of ZeRO: it needs --zero_stage 1, 2 or 3")
+    if model.ring_attn_size > 1 or deepspeed.ds_tensor_parallel_size > 1:
+        flag = "--ring_attn_size" if model.ring_attn_size > 1 else "--ds_tensor_parallel_size"
+        raise ValueError(f"--deepcompile does not know the communication of {flag}: leave one of them out")
+    if not torch.cuda.is_available() or CUDA_HOME is None:
+        raise ValueError(
+            "--deepcompile builds CUDA code: it needs an NVIDIA GPU and the CUDA toolkit (CUDA_HOME names its folder); "
+            "leave it out to run the model uncompiled"
+        )
 
 
 def _common(bf16: bool, zero: dict[str, Any], micro_batch_size: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ NOT_BUILT: dict[str, str] = {
     "train_split": "never had an effect: use --dataset_split.",
     "eval_temperature": "is not built yet, as --eval_dataset is not for this command: leave it out.",
     "eval_n_samples_per_prompt": "is not built yet, as --eval_dataset is not for this command: leave it out.",
-    "deepcompile": "is not built yet: leave it out.",
     "freezing_actor_steps": "is not built yet: leave it out and train actor and critic from the first step.",
     "ptx_coef": "never had an effect: leave it out.",
     "enable_ema": "is not built yet: leave it out and save the actor itself.",

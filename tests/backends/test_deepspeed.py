@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from openrlhf.backends import deepspeed_config
 from openrlhf.backends.deepspeed_config import frozen_config, train_config
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
@@ -405,6 +406,30 @@ def test_a_frozen_model_is_sharded_at_stage_3_or_to_wait_on_the_host(
 def test_flags_that_the_stage_has_not_are_refused(sharding: DeepSpeedConfig, flag: str) -> None:
     with pytest.raises(ValueError, match=flag):
         train_config(MODEL, OptimConfig(), TrainConfig(), sharding)
+
+
+@pytest.mark.parametrize(
+    ("model", "sharding", "words"),
+    [
+        (MODEL, DeepSpeedConfig(zero_stage=0, deepcompile=True), "--zero_stage 1, 2 or 3"),
+        (MODEL, DeepSpeedConfig(ds_tensor_parallel_size=2, deepcompile=True), "--ds_tensor_parallel_size"),
+        (replace(MODEL, ring_attn_size=2), DeepSpeedConfig(deepcompile=True), "--ring_attn_size"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(model: ModelConfig, sharding: DeepSpeedConfig, words: str) -> None:
+    with pytest.raises(ValueError, match=f"--deepcompile.*{words}"):
+        train_config(model, OptimConfig(), TrainConfig(), sharding)
+
+
+def test_compiling_needs_a_gpu_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    sharding = DeepSpeedConfig(deepcompile=True)
+    for gpu, toolkit in ((False, "/cuda"), (True, None)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(deepspeed_config, "CUDA_HOME", toolkit)
+        with pytest.raises(ValueError, match="--deepcompile builds CUDA code"):
+            train_config(MODEL, OptimConfig(), TrainConfig(), sharding)
+    monkeypatch.setattr(deepspeed_config, "CUDA_HOME", "/cuda")
+    assert train_config(MODEL, OptimConfig(), TrainConfig(), sharding)["compile"] == {"deepcompile": True}
 
 
 def test_a_missing_deepspeed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
