@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf.cli import train_dpo, train_kd, train_kto, train_prm, train_rm, train_sft
 from openrlhf.models.tiny import build_model, build_tokenizer
-from tests.recipes.helpers import column, free_port, launched, metrics, run, words, write_rows
+from tests.recipes.helpers import column, free_port, launched, metrics, run, write_rows
+from tests.recipes.in_turn import run_in_turn
 from tests.recipes.killed import run_apart
 
 # Seven examples in mini-batches of four: an epoch is a whole one and a smaller one, and step 3 ends inside an epoch.
@@ -165,6 +166,22 @@ def dies(monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], step: int) -> N
         with pytest.raises(Died):
             run(train_sft.main, flags)
     torch.manual_seed(1234)  # the next process knows nothing of this one's random numbers
+
+
+def test_an_adapter_and_mixed_data_go_on_exactly(
+    sft: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of LoRA only the adapter is in the checkpoint; the base is read again."""
+    more = write_rows(tmp_path / "more.jsonl", [{"q": f"{i}+{i}", "a": f"{2 * i}"} for i in range(5)])
+    sft |= {"dataset": f"{sft['dataset']},{more}", "dataset_probs": "0.4,0.6", "lora_rank": 4, "lora_dropout": 0.1}
+    dies(monkeypatch, sft | SAVES, 5)
+    state = torch.load(sft["ckpt_path"] / "global_step3" / "rank00000.pt", weights_only=True)
+    assert all("lora_" in name for name in state["pieces"]) and len(state["pieces"]) == 28
+    run(train_sft.main, sft | SAVES | {"load_checkpoint": True})
+    expected = whole("train_sft", sft)
+    assert metrics(sft["save_path"]) == metrics(expected)
+    weights = "adapter_model.safetensors"
+    assert (sft["save_path"] / weights).read_bytes() == (expected / weights).read_bytes()
 
 
 def damage(folder: Path, how: str) -> None:
@@ -354,6 +371,107 @@ def test_a_finished_run_only_writes_its_model_again(sft: dict[str, Any]) -> None
     assert len(metrics(sft["save_path"])) == 6
 
 
-def torchrun(flags: dict[str, Any], processes: int) -> None:
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    launched([*start, "--master_port", free_port(), "-m", "openrlhf.cli.train_sft", *words(flags)])
+# What DeepSpeed has: its own optimizer at each stage, another one in bf16 at stages 0 and 1.
+SHARDED = {
+    "stage 0": {"zero_stage": 0},
+    "stage 1": {"zero_stage": 1},
+    "stage 2": {"zero_stage": 2},
+    "stage 3": {"zero_stage": 3},
+    "stage 1 in bf16": {"zero_stage": 1, "bf16": True},
+    "stage 3 in bf16": {"zero_stage": 3, "bf16": True},
+    "stage 3 offloaded": {"zero_stage": 3, "adam_offload": True},
+}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For each of ``SHARDED`` the whole run, the one that died and went on, and one that goes on from one process."""
+    pytest.importorskip("deepspeed")
+    root = tmp_path_factory.mktemp("ranks")
+    plain = shutil.copytree(model, root / "model")  # without dropout: it is drawn from one generator a process
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    (root / "alone").mkdir()
+    alone = command_flags("train_sft", plain, root / "alone") | SAVES
+    run_in_turn(
+        [
+            {"flags": alone, "dies": 5},
+            {"flags": alone | {"save_path": root / "alone" / "whole", "save_steps": -1}, "dies": None},
+        ]
+    )
+    runs: list[dict[str, Any]] = []
+    for name, flags in SHARDED.items():
+        (root / name).mkdir()
+        common = command_flags("train_sft", model, root / name) | flags
+        runs += [
+            {"flags": common | {"save_path": root / name / "whole"}, "dies": None},
+            {"flags": common | SAVES, "dies": 5},
+            {"flags": common | SAVES | {"load_checkpoint": True}, "dies": None},
+        ]
+    (root / "stopped").mkdir()
+    common = command_flags("train_sft", model, root / "stopped") | SAVES
+    runs += [
+        {"flags": common, "dies": None, "stops": 4},
+        {"flags": common | {"load_checkpoint": True}, "dies": None},
+    ]
+    for stage in (0, 1, 2, 3):
+        more = {"save_path": root / f"from one to stage {stage}", "zero_stage": stage, "save_steps": -1}
+        runs.append({"flags": alone | more | {"load_checkpoint": True, "use_ds_universal_ckpt": True}, "dies": None})
+        here = root / f"to one from stage {stage}"
+        common = alone | {"save_path": here / "out", "ckpt_path": here / "ckpt", "zero_stage": stage}
+        runs.append({"flags": common, "dies": 5})
+    (root / "plan.json").write_text(json.dumps(runs, default=str))
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    launched([*start, str(Path(__file__).with_name("in_turn.py")), str(root / "plan.json")])
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_ranks_go_on_after_a_kill(two_ranks: Path, name: str) -> None:
+    assert (two_ranks / name / "ckpt" / "global_step3" / "rank00001.pt").exists()
+    assert len(metrics(two_ranks / name / "out")) == 6
+    same(two_ranks / name / "out", two_ranks / name / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_all_ranks_stop_after_the_same_step_when_one_gets_a_signal(two_ranks: Path) -> None:
+    names = {path.name for path in (two_ranks / "stopped" / "ckpt").iterdir()}
+    assert names == {"global_step3", "global_step4", "global_step6", "latest"}
+    same(two_ranks / "stopped" / "out", two_ranks / "stage 2" / "whole")
+
+
+def close(folder: Path, expected: Path) -> None:
+    """To rounding, which another number of ranks changes."""
+    for got, wanted in zip(metrics(folder), metrics(expected)[-len(metrics(folder)) :], strict=True):
+        assert got == pytest.approx(wanted, rel=2e-3, abs=1e-6)
+    assert column(folder, "loss") == pytest.approx(column(expected, "loss")[-len(column(folder, "loss")) :], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_go_on_from_one_process(two_ranks: Path, stage: int) -> None:
+    """The log has what the two ranks did: steps 4 to 6."""
+    assert column(two_ranks / f"from one to stage {stage}", "step") == [4, 5, 6]
+    close(two_ranks / f"from one to stage {stage}", two_ranks / "alone" / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_one_process_goes_on_from_two_ranks(
+    two_ranks: Path, model: Path, stage: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = two_ranks / f"to one from stage {stage}"
+    flags = command_flags("train_sft", two_ranks / "model", two_ranks / "alone") | {
+        "save_path": here / "out", "ckpt_path": here / "ckpt", "load_checkpoint": True
+    }  # fmt: skip
+    with pytest.raises(SystemExit):
+        run(train_sft.main, flags)
+    assert "was written by 2 processes at ZeRO stage" in capsys.readouterr().err
+    run(train_sft.main, flags | {"use_ds_universal_ckpt": True})
+    assert column(here / "out", "step") == [1, 2, 3, 4, 5, 6]
+    close(here / "out", two_ranks / "alone" / "whole")
