@@ -27,6 +27,7 @@ def ours(gate: Gate, model: str, beta: float) -> None:
     from openrlhf.backends.local_roles import local_roles
     from openrlhf.config.commands import PPOConfig
     from openrlhf.config.parse import flat, read
+    from openrlhf.data.sampler import Cursor
     from openrlhf.models.load import load_tokenizer
     from openrlhf.training.log import RunLog
     from openrlhf.training.ppo import train
@@ -41,9 +42,9 @@ def ours(gate: Gate, model: str, beta: float) -> None:
     tokenizer = load_tokenizer(model, config.model)
     prompts = [Prompt(i, text, tokenizer(text).input_ids) for i, text in enumerate(prompt_texts())]
 
-    def batches() -> Iterator[list[Prompt]]:
+    def batches() -> Iterator[tuple[list[Prompt], Cursor]]:
         while gate.opens():
-            yield prompts
+            yield prompts, Cursor()
 
     with tempfile.TemporaryDirectory() as folder:
         log = Recorder(Path(folder), config.log, flat(config))

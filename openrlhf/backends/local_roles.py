@@ -21,6 +21,7 @@ from openrlhf.models.value_head import ScoreModel
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import RolloutEngine
 from openrlhf.rollout.sources import reward_function
+from openrlhf.training.checkpoint_part import load_part, save_part
 from openrlhf.training.members import (
     CriticMember,
     PolicyMember,
@@ -48,6 +49,12 @@ class LocalActor:
         self.member.engine.save(folder, self.tokenizer)
         return done(None)
 
+    def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
+        return done(save_part(self.member.engine, self.tokenizer, state, weights))
+
+    def load_state(self, state: Path, redistribute: bool) -> Future[str | None]:
+        return done(load_part(self.member.engine, state, redistribute))
+
 
 class LocalCritic:
     def __init__(self, member: CriticMember, tokenizer: Any) -> None:
@@ -63,6 +70,12 @@ class LocalCritic:
     def save(self, folder: Path) -> Future[None]:
         self.member.engine.save(folder, self.tokenizer)
         return done(None)
+
+    def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
+        return done(save_part(self.member.engine, self.tokenizer, state, weights))
+
+    def load_state(self, state: Path, redistribute: bool) -> Future[str | None]:
+        return done(load_part(self.member.engine, state, redistribute))
 
 
 class LocalReference:

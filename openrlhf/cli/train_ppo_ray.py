@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source
+from openrlhf.config.derived import critic_source, role_sizes
+from openrlhf.config.identity import decisive
 from openrlhf.config.parse import flat, parse, write_yaml
 
 if TYPE_CHECKING:
+    from openrlhf.data.sampler import Cursor
     from openrlhf.training.roles import Roles
+    from openrlhf.training.signals import StopRequest
     from openrlhf.types import Prompt, Sample
 
 DEADLINE_S = 3600.0  # of one phase: a rollout, an update, a sync
@@ -29,34 +32,60 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: PPOConfig) -> None:
     """Prompts → the RL loop → a Hugging Face folder at ``--save_path``."""
-    from openrlhf.cli.process import prepare_process
-    from openrlhf.training.log import RunLog
-    from openrlhf.training.ppo import train
+    from openrlhf.cli.process import check_folders, prepare_process
     from openrlhf.training.roles import gather
+    from openrlhf.training.signals import stop_requests
 
     prepare_process(config.train)
     if config.data.preview:
         preview(config)
         return
     warn(config)
+    folder, kept = Path(config.checkpoint.save_path), config.checkpoint
+    check_folders(kept)
+    write_yaml(config, folder / "run_config.yaml")
     with session(config):
         tokenizer, prompts = read_prompts(config)
-        folder = Path(config.checkpoint.save_path)
-        write_yaml(config, folder / "run_config.yaml")
-        log = RunLog(folder, config.log, flat(config))
-        try:
-            with start_roles(config, tokenizer, optimizer_steps(config, len(prompts))) as roles:
-                log.start(
-                    math.ceil(len(prompts) * config.rollout.num_episodes / config.rollout.rollout_batch_size), "rl"
-                )
-                train(config, roles, prompt_batches(prompts, config), log, tokenizer.pad_token_id, DEADLINE_S)
-                saves = [roles.actor.save(folder)]
-                if config.reward.save_value_network:
-                    saves.append(roles.critic.save(folder.with_name(folder.name + "_critic")))
-                gather(*saves, deadline_s=DEADLINE_S)
-        finally:
-            log.close()
+        with (
+            start_roles(config, tokenizer, optimizer_steps(config, len(prompts))) as roles,
+            stop_requests(kept.save_steps > 0 and not kept.disable_ds_ckpt) as stop,
+        ):
+            learn(config, roles, tokenizer, prompts, stop)
+            saves = [roles.actor.save(folder)]
+            if config.reward.save_value_network:
+                saves.append(roles.critic.save(folder.with_name(folder.name + "_critic")))
+            gather(*saves, deadline_s=DEADLINE_S)
     print(f"saved the model to {folder}")
+
+
+def learn(config: PPOConfig, roles: Roles, tokenizer: Any, prompts: list[Prompt], stop: StopRequest) -> None:
+    """The RL loop with a log in ``--save_path`` and checkpoints in ``--ckpt_path``."""
+    from openrlhf.data.fingerprint import fingerprint_prompts
+    from openrlhf.training.checkpoint_part import Driver, RandomPart
+    from openrlhf.training.checkpoints import Checkpoints, Part
+    from openrlhf.training.log import RunLog
+    from openrlhf.training.ppo import train
+
+    made_by = {**decisive(config), "the rows of --prompt_data": fingerprint_prompts(prompts)}
+    parts: dict[str, Part] = {"_actor": roles.actor, "_critic": roles.critic, "_driver": RandomPart()}
+    weights = {"_actor": "_hf"} | ({"_critic": "_hf_critic"} if config.reward.save_value_network else {})
+    team = Driver(checkpoint_writers(config))
+    checkpoints = Checkpoints(config.checkpoint, made_by, parts, weights, team, stop, DEADLINE_S)
+    start = checkpoints.start
+    log = RunLog(Path(config.checkpoint.save_path), config.log, flat(config), done=start.step)
+    log.start(math.ceil(len(prompts) * config.rollout.num_episodes / config.rollout.rollout_batch_size), "rl")
+    try:
+        batches = prompt_batches(prompts, config, start.cursor)
+        train(config, roles, batches, log, tokenizer.pad_token_id, DEADLINE_S, checkpoints)
+    finally:
+        log.close()
+
+
+def checkpoint_writers(config: PPOConfig) -> int:
+    """How many processes write into a checkpoint: the driver, and each worker of the roles that learn."""
+    if config.placement.local:
+        return 2 + (critic_source(config) is not None)
+    return 1 + sum(size.workers for role, size in role_sizes(config).items() if role in ("actor", "critic"))
 
 
 def warn(config: PPOConfig) -> None:
@@ -144,16 +173,18 @@ def start_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Abstract
     return cluster_roles(config, tokenizer, total_steps, DEADLINE_S)
 
 
-def prompt_batches(prompts: list[Prompt], config: PPOConfig) -> Iterator[list[Prompt]]:
-    """``rollout_batch_size`` prompts at a time, each once an episode; a batch may reach into the next episode."""
-    from openrlhf.data.sampler import batches
+def prompt_batches(
+    prompts: list[Prompt], config: PPOConfig, start: Cursor | None = None
+) -> Iterator[tuple[list[Prompt], Cursor]]:
+    """``rollout_batch_size`` prompts at a time, each once an episode; a batch may reach into the next episode. With it
+    goes where the data stands afterwards."""
+    from openrlhf.data.sampler import Cursor, batches
 
     rollout = config.rollout
-    order = batches(
-        len(prompts), rollout.rollout_batch_size, config.train.seed, rollout.num_episodes, across_epochs=True
-    )
-    for chosen, _ in order:
-        yield [prompts[i] for i in chosen]
+    every, seed, episodes = len(prompts), config.train.seed, rollout.num_episodes
+    order = batches(every, rollout.rollout_batch_size, seed, episodes, start or Cursor(), across_epochs=True)
+    for chosen, cursor in order:
+        yield [prompts[i] for i in chosen], cursor
 
 
 def optimizer_steps(config: PPOConfig, prompts: int) -> int:

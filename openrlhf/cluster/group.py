@@ -58,6 +58,10 @@ class Group:
         """Each worker updates on its rows. The metrics are those of the whole batch on every rank: take the first's."""
         return self.executor.submit(self._update_call, batch, args)
 
+    def submit_reason(self, verb: str, *args: Any) -> Future[str | None]:
+        """As ``submit``, for a verb that answers why it failed, or None: what the first that failed says."""
+        return self.executor.submit(self._reason_call, verb, args)
+
     def call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Blocking, without the lock: the caller holds it or needs none."""
         refs = [ask(worker, verb, *args) for worker, args in zip(self.workers, arguments, strict=True)]
@@ -83,6 +87,10 @@ class Group:
     def _awake_call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         with self.awake():
             return self.call(verb, arguments)
+
+    def _reason_call(self, verb: str, args: tuple[Any, ...]) -> str | None:
+        reasons = self._awake_call(verb, [args] * len(self.workers))
+        return next((f"{name}: {reason}" for name, reason in zip(self.names, reasons, strict=True) if reason), None)
 
     def _update_call(self, batch: Batch, args: tuple[Any, ...]) -> Metrics:
         return self._awake_call("update", [(rows, *args) for rows in self._shards(batch)])[0]

@@ -43,6 +43,12 @@ class ClusterActor:
     def save(self, folder: Path) -> Future[Any]:
         return self.group.submit("save", folder)
 
+    def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
+        return self.group.submit_reason("save_state", state, weights)
+
+    def load_state(self, state: Path, redistribute: bool) -> Future[str | None]:
+        return self.group.submit_reason("load_state", state, redistribute)
+
 
 class ClusterCritic:
     def __init__(self, group: Group) -> None:
@@ -56,6 +62,12 @@ class ClusterCritic:
 
     def save(self, folder: Path) -> Future[Any]:
         return self.group.submit("save", folder)
+
+    def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
+        return self.group.submit_reason("save_state", state, weights)
+
+    def load_state(self, state: Path, redistribute: bool) -> Future[str | None]:
+        return self.group.submit_reason("load_state", state, redistribute)
 
 
 class ClusterReference:

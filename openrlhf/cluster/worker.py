@@ -14,6 +14,7 @@ from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import critic_source
 from openrlhf.models.adapters import with_adapter
 from openrlhf.models.load import load_causal_lm, load_tokenizer
+from openrlhf.training.checkpoint_part import load_part, save_part
 from openrlhf.training.members import (
     CriticMember,
     PolicyMember,
@@ -91,6 +92,13 @@ class ActorWorker(Worker):
     def save(self, folder: Path) -> None:
         self.member.engine.save(folder, load_tokenizer(self.config.model.pretrain, self.config.model))
 
+    def save_state(self, state: Path | None, weights: Path | None) -> str | None:
+        tokenizer = load_tokenizer(self.config.model.pretrain, self.config.model)
+        return save_part(self.member.engine, tokenizer, state, weights)
+
+    def load_state(self, state: Path, redistribute: bool) -> str | None:
+        return load_part(self.member.engine, state, redistribute)
+
     def host_transfer(self, group: TransferGroup) -> TransferGroup:
         """Open the meeting place of the weight transfer; the answer has its port. Rank 0 only."""
         self.sender = WeightSender.host(
@@ -144,6 +152,13 @@ class CriticWorker(Worker):
 
     def save(self, folder: Path) -> None:
         self.member.engine.save(folder, load_tokenizer(self.config.model.pretrain, self.config.model))
+
+    def save_state(self, state: Path | None, weights: Path | None) -> str | None:
+        tokenizer = load_tokenizer(self.config.model.pretrain, self.config.model)
+        return save_part(self.member.engine, tokenizer, state, weights)
+
+    def load_state(self, state: Path, redistribute: bool) -> str | None:
+        return load_part(self.member.engine, state, redistribute)
 
 
 class ReferenceWorker(Worker):

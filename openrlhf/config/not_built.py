@@ -27,14 +27,6 @@ NOT_BUILT_IN: dict[type[Command], dict[str, str]] = {
         "eval_dataset": "is not built yet for this command: leave it out and follow the reward of the rollouts.",
         "eval_split": "is not built yet for this command, as --eval_dataset is not: leave it out.",
         "eval_steps": "is not built yet for this command, as --eval_dataset is not: leave it out.",
-        "save_steps": "is not built yet for this command: leave it out; the model is saved to --save_path at the end.",
-        "ckpt_path": "is not built yet for this command, as --save_steps is not: leave it out.",
-        "max_ckpt_num": "is not built yet for this command, as --save_steps is not: leave it out.",
-        "max_ckpt_mem": "is not built yet for this command, as --save_steps is not: leave it out.",
-        "load_checkpoint": "is not built yet for this command: leave it out and start from the beginning.",
-        "save_hf_ckpt": "is not built yet for this command, as --save_steps is not: leave it out.",
-        "disable_ds_ckpt": "is not built yet for this command, as --save_steps is not: leave it out.",
-        "use_ds_universal_ckpt": "is not built yet for this command, as --load_checkpoint is not: leave it out.",
         "max_len": "is not built yet for this command: use --prompt_max_len and --generate_max_len.",
     }
 }

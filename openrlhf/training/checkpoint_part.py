@@ -86,17 +86,35 @@ class EngineTeam:
         return int(self.engine.sum_over_ranks(mine))
 
 
-def save_random(state: Path) -> str | None:
-    """The part of a process without an engine."""
-    try:
-        write_tensors(state / rank_file(0), {"random": random_state()})
-    except OSError as error:
-        return str(error)
-    return None
+class RandomPart:
+    """The part of a driver, whose engines are elsewhere: the random numbers that its reward function draws."""
+
+    def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
+        try:
+            if state is not None:
+                write_tensors(state / rank_file(0), {"random": random_state()})
+        except OSError as error:
+            return done(str(error))
+        return done(None)
+
+    def load_state(self, state: Path, redistribute: bool) -> Future[str | None]:
+        set_random_state(read_tensors(state / rank_file(0))["random"])
+        return done(None)
 
 
-def load_random(state: Path) -> None:
-    set_random_state(read_tensors(state / rank_file(0))["random"])
+class Driver:
+    """A process that runs the loop alone; ``size`` processes write parts."""
+
+    first = True
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def anywhere(self, here: bool) -> bool:
+        return here
+
+    def from_first(self, number: int) -> int:
+        return number
 
 
 def rank_file(rank: int) -> str:

@@ -21,6 +21,8 @@ from openrlhf.algorithms.advantages import AdvantageInputs, estimate_advantages
 from openrlhf.algorithms.kl import kl_estimate, make_kl_controller
 from openrlhf.algorithms.rewards import kl_penalty, overlong_penalty, stop_properly
 from openrlhf.config.commands import PPOConfig
+from openrlhf.data.sampler import Cursor
+from openrlhf.training.checkpoints import Checkpoints, Progress
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.metric_names import REWARD_PARTS
 from openrlhf.training.roles import Roles, done, gather
@@ -30,15 +32,23 @@ from openrlhf.types import Batch, Metrics, Prompt, Sample, collate, merge_metric
 def train(
     config: PPOConfig,
     roles: Roles,
-    prompt_batches: Iterable[list[Prompt]],
+    prompt_batches: Iterable[tuple[list[Prompt], Cursor]],
     log: RunLog,
     pad_token_id: int,
     deadline_s: float,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
-    """Run RL until the prompts are used up. Every wait ends after ``deadline_s`` at the latest."""
+    """Run RL until the prompts are used up: batches of them, each with where the data stands after it.
+
+    Every wait ends after ``deadline_s`` at the latest. With ``checkpoints`` it goes on from where they start.
+    """
     algorithm = config.algorithm
     kl = make_kl_controller(algorithm.init_kl_coef, algorithm.kl_target, algorithm.kl_horizon)
-    for step, prompts in enumerate(prompt_batches, start=1):
+    start = checkpoints.start if checkpoints else Progress()
+    if start.kl_coef is not None:
+        kl.coef = start.kl_coef
+        gather(roles.rollout.sync(start.step), deadline_s=deadline_s)
+    for step, (prompts, cursor) in enumerate(prompt_batches, start=start.step + 1):
         phases = Phases(roles.busy)
         with phases("rollout"):
             (samples,) = gather(roles.rollout.collect(prompts, config.train.seed + step), deadline_s=deadline_s)
@@ -67,6 +77,8 @@ def train(
             },
         )
         kl.update(actor.get("kl", 0.0), len(batch))
+        if checkpoints:
+            checkpoints.after(Progress(step, cursor, kl.coef))
 
 
 def add_rewards(batch: Batch, roles: Roles, deadline_s: float) -> Batch:

@@ -100,6 +100,12 @@ class Actor(Protocol):
 
     def save(self, folder: Path) -> Future[None]: ...
 
+    def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
+        """Its part of a checkpoint, as in ``training/checkpoints.py``."""
+        ...
+
+    def load_state(self, state: Path, redistribute: bool) -> Future[str | None]: ...
+
 
 class Critic(Protocol):
     def values(self, batch: Batch) -> Future[Tensor | None]:
@@ -109,6 +115,12 @@ class Critic(Protocol):
     def update(self, batch: Batch) -> Future[Metrics | None]: ...
 
     def save(self, folder: Path) -> Future[None]: ...
+
+    def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
+        """Its part of a checkpoint, as in ``training/checkpoints.py``."""
+        ...
+
+    def load_state(self, state: Path, redistribute: bool) -> Future[str | None]: ...
 
 
 class Reference(Protocol):
@@ -147,6 +159,12 @@ class Absent:
         return done(None)
 
     def save(self, folder: Path) -> Future[None]:
+        return done(None)
+
+    def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
+        return done(None)
+
+    def load_state(self, state: Path, redistribute: bool) -> Future[str | None]:
         return done(None)
 
 

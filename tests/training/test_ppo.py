@@ -18,6 +18,7 @@ from openrlhf.backends.local_roles import LocalActor, LocalCritic, LocalReferenc
 from openrlhf.cli.train_ppo_ray import optimizer_steps, prompt_batches
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.parse import read
+from openrlhf.data.sampler import Cursor
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.rollout.collect import make_sample
@@ -32,7 +33,7 @@ from tests.training import slow_ppo
 from tests.training.helpers import weights
 
 ESTIMATORS = ["gae", "reinforce", "reinforce_baseline", "rloo", "group_norm", "dr_grpo"]
-PROMPTS = [[Prompt(i, "", [5]) for i in range(2)]]
+PROMPTS = [([Prompt(i, "", [5]) for i in range(2)], Cursor())]
 LR = {"actor": 2e-3, "critic": 5e-3}
 # Prompt, response (None is a token of a tool: no action), reward; four answers to each of two prompts.
 ANSWERS = [
@@ -319,7 +320,7 @@ def recorded_rates(engine: LocalTrain) -> list[float]:
 def test_each_prompt_comes_once_an_episode() -> None:
     config = config_of(advantage_estimator="group_norm", num_episodes=2, rollout_batch_size=4)
     every = [Prompt(i, "", [5]) for i in range(7)]
-    asked = [[p.id for p in batch] for batch in prompt_batches(every, config)]
+    asked = [[p.id for p in batch] for batch, _ in prompt_batches(every, config)]
     assert [len(batch) for batch in asked] == [4, 4, 4, 2]
     flat = list(chain.from_iterable(asked))
     assert sorted(flat[:7]) == sorted(flat[7:]) == list(range(7))
