@@ -34,7 +34,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 def metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of ``metrics.jsonl`` without what a clock decides."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES and not k.startswith("time/")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES and not k.startswith(("time/", "busy/"))} for row in rows]
 
 
 def column(folder: Path, name: str) -> list[float]:
