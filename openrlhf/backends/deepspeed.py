@@ -49,6 +49,7 @@ from openrlhf.training.roles import StepStats
 
 Wrapped = CausalLM | ScoreModel | Teacher
 OLDEST = "0.19.8"
+DEADLINE = timedelta(minutes=60)  # of a collective
 GATHER_BYTES = 512 * 2**20  # a bucket of whole weights that stage 3 puts together at a time
 
 
@@ -61,7 +62,7 @@ def check_version(installed: str) -> None:
 check_version(deepspeed.__version__)
 
 
-def init_distributed(timeout: timedelta = timedelta(minutes=60)) -> torch.device:
+def init_distributed(timeout: timedelta = DEADLINE) -> torch.device:
     """Join the process group and return this rank's device.
 
     Under ``torchrun``, ``deepspeed`` or a cluster worker the environment says who we are (RANK, WORLD_SIZE,
@@ -267,7 +268,7 @@ def ring_of(layout: Layout, model: ModelConfig) -> Ring | None:
 @cache
 def _ring_group(size: int) -> dist.ProcessGroup:
     """One for all models of the process: each group of NCCL holds memory of the device."""
-    group: dist.ProcessGroup = dist.new_subgroups(size)[0]
+    group: dist.ProcessGroup = dist.new_subgroups(size, timeout=DEADLINE)[0]
     return group
 
 

@@ -55,9 +55,3 @@ class Layout:
     def writes(self) -> bool:
         """Whether this is the one process that writes files."""
         return self.rank == 0
-
-    @property
-    def sharers(self) -> tuple[int, ...]:
-        """The ranks that share this process's rows, this one among them."""
-        first = self.data_rank * self.sharing
-        return tuple(range(first, first + self.sharing))
