@@ -12,6 +12,7 @@ from openrlhf.config.commands import (
     BatchInferenceConfig,
     Command,
     DPOConfig,
+    InteractiveChatConfig,
     KDConfig,
     KTOConfig,
     LoraCombinerConfig,
@@ -40,6 +41,7 @@ COMMANDS: dict[str, type[Command]] = {
     "serve_rm": ServeRMConfig,
     "lora_combiner": LoraCombinerConfig,
     "batch_inference": BatchInferenceConfig,
+    "interactive_chat": InteractiveChatConfig,
 }
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run it again. -->"
 
@@ -56,8 +58,9 @@ FLAGS_HEAD = f"""{NOTICE}
 # Flags
 
 `sft` is `openrlhf sft` or `python -m openrlhf.cli.train_sft`, and so with `rm`, `dpo`, `kto`, `kd` and `prm`;
-`ppo` is `openrlhf ppo` or `python -m openrlhf.cli.train_ppo_ray`; `batch_inference`, `serve_rm` and `lora_combiner`
-have the same name as verb and as module. A switch is set by its name alone, or by `true` and `false`.
+`ppo` is `openrlhf ppo` or `python -m openrlhf.cli.train_ppo_ray`. `batch_inference`, `serve_rm`, `interactive_chat`
+and `lora_combiner` have the same name as verb and as module. A switch is set by its name alone, or by `true` and
+`false`.
 
 `--config run.yaml` takes the same names from a file; what the command line says goes first. The flags of a
 training run, defaults included, are written to `run_config.yaml` in `--save_path`.

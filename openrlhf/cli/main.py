@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve_rm": ("openrlhf.cli.serve_rm", "a reward model as an HTTP server"),
     "batch_inference": ("openrlhf.cli.batch_inference", "answers to many prompts, or rewards of many answers"),
     "preview": ("openrlhf.cli.preview", "rows as a command's model would meet them, with what carries loss marked"),
+    "interactive_chat": ("openrlhf.cli.interactive_chat", "conversation with a model in the terminal"),
     "demo": ("openrlhf.cli.demo", "the whole pipeline on a tiny model, in one process"),
 }
 

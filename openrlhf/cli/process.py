@@ -30,11 +30,15 @@ def check_folders(checkpoint: CheckpointConfig) -> None:
 
 def prepare_process(train: TrainConfig) -> None:
     """``--seed`` and ``--full_determinism``; and no bars of other libraries between the lines of ours."""
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    quiet_libraries()
     random.seed(train.seed)
     numpy.random.seed(train.seed)
     torch.manual_seed(train.seed)
     if train.full_determinism:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed buffer
         torch.use_deterministic_algorithms(True)
+
+
+def quiet_libraries() -> None:
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

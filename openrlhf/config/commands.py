@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from openrlhf.config.groups import (
     AlgorithmConfig,
+    ChatConfig,
     CheckpointConfig,
     CombineConfig,
     DataConfig,
@@ -179,11 +180,21 @@ class LoraCombinerConfig:
     combine: CombineConfig
 
 
+@dataclass(frozen=True)
+class InteractiveChatConfig:
+    """Conversation with a model in the terminal"""
+
+    chat: ChatConfig
+    model: ModelConfig
+    data: DataConfig
+    sampling: SamplingConfig
+
+
 TrainCommand = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig | PPOConfig
-Command = TrainCommand | ServeRMConfig | BatchInferenceConfig | LoraCombinerConfig
+Command = TrainCommand | ServeRMConfig | BatchInferenceConfig | LoraCombinerConfig | InteractiveChatConfig
 C = TypeVar(
     "C", SFTConfig, RMConfig, DPOConfig, KTOConfig, KDConfig, PRMConfig, PPOConfig, ServeRMConfig, BatchInferenceConfig,
-    LoraCombinerConfig,
+    LoraCombinerConfig, InteractiveChatConfig,
 )  # fmt: skip
 
 DEFAULTS: dict[type[Command], dict[str, Any]] = {
@@ -240,6 +251,12 @@ DEFAULTS: dict[type[Command], dict[str, Any]] = {
     ServeRMConfig: {},
     LoraCombinerConfig: {},
     BatchInferenceConfig: {"output_key": "output", "zero_stage": 0, "seed": 1234},
+    InteractiveChatConfig: {
+        "input_template": "User: {}\nAssistant: ",
+        "top_p": 0.9,
+        "temperature": 0.2,
+        "repetition_penalty": 1.2,
+    },
 }
 
 # Of the commands that log.
@@ -286,6 +303,14 @@ WITHOUT: dict[type[Command], frozenset[str]] = {
         {"eval_dataset", "eval_split", "preview", "train_split", "multiturn", "pretrain_mode"},
         all_but(DeepSpeedConfig, "zero_stage"),
         all_but(TrainConfig, "seed", "full_determinism", "local_rank"),
+    ),
+    InteractiveChatConfig: frozenset().union(
+        all_but(
+            ModelConfig,
+            *("pretrain", "bf16", "flash_attn", "disable_fast_tokenizer", "tokenizer_chat_template", "load_in_4bit"),
+            *("trust_remote_code", "use_ms"),
+        ),
+        all_but(DataConfig, "input_template", "apply_chat_template"),
     ),
 }
 

@@ -414,6 +414,16 @@ class CombineConfig:
 
 
 @dataclass(frozen=True)
+class ChatConfig:
+    """Conversation"""
+
+    max_len: int = flag(4096, "longest conversation in tokens, the answer included; what was said first is forgotten")
+    ta_prompt: str | None = flag(
+        None, "file of text that comes before the conversation: with --apply_chat_template as the system message"
+    )
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """Reward server"""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openrlhf.config.commands import BatchInferenceConfig, defaults, flat
+from openrlhf.config.commands import BatchInferenceConfig, InteractiveChatConfig, defaults, flat
 
 TASKS = ("generate", "generate_vllm", "rm")
 POST_PROCESSORS = ("rs", "csft", "iter_dpo")
@@ -40,7 +40,7 @@ def post_processor(config: BatchInferenceConfig) -> None:
         raise ValueError(f"--reward_template {template!r} must hold {{input}} and {{reward}}, which take their place.")
 
 
-def condition(config: BatchInferenceConfig) -> None:
+def condition(config: BatchInferenceConfig | InteractiveChatConfig) -> None:
     sampling = config.sampling
     if not sampling.enable_csft and sampling.csft_prompt != defaults(type(config))["csft_prompt"]:
         raise ValueError("--csft_prompt goes behind the prompts with --enable_csft: give that too.")

@@ -16,6 +16,7 @@ from openrlhf.config.commands import (
     BatchInferenceConfig,
     Command,
     DPOConfig,
+    InteractiveChatConfig,
     KDConfig,
     KTOConfig,
     LoraCombinerConfig,
@@ -37,7 +38,7 @@ from openrlhf.config.derived import (
     starts_from,
 )
 from openrlhf.config.groups import TrainConfig
-from openrlhf.config.inference_rules import INFERENCE_RULES
+from openrlhf.config.inference_rules import INFERENCE_RULES, condition
 from openrlhf.config.not_built import check_built
 from openrlhf.config.ranges import check_ranges
 
@@ -67,7 +68,7 @@ def scheduler(config: TrainCommand) -> None:
         raise ValueError(f"--lr_scheduler {name!r} is not one of {', '.join(SCHEDULERS)}.")
 
 
-def template(config: TrainCommand) -> None:
+def template(config: TrainCommand | BatchInferenceConfig | InteractiveChatConfig) -> None:
     text, chat = config.data.input_template, config.data.apply_chat_template
     if text is None:
         return
@@ -144,10 +145,10 @@ def evaluation(config: SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig |
 PACKAGES = {"use_liger_kernel": ("liger_kernel", "liger"), "load_in_4bit": ("bitsandbytes", "qlora")}
 
 
-def packages(config: TrainCommand) -> None:
+def packages(config: Command) -> None:
     values = flat(config)
     for flag, (package, extra) in PACKAGES.items():
-        if values[flag] and find_spec(package) is None:
+        if values.get(flag) and find_spec(package) is None:
             raise ValueError(f"--{flag} needs a package that is not here: pip install 'openrlhf[{extra}]'.")
 
 
@@ -519,9 +520,10 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
         overlong, critic, reference, kl_horizon, local, synced_adapters, engines, workers, colocation,
         colocated_engines, sleep,
     ),
-    ServeRMConfig: (),
+    ServeRMConfig: (packages,),
     LoraCombinerConfig: (),
     BatchInferenceConfig: (*INFERENCE_RULES, template, dataset_shares),
+    InteractiveChatConfig: (template, condition, packages),
 }  # fmt: skip
 
 

@@ -16,7 +16,19 @@ from openrlhf.cli.main import VERBS, main
 def test_alone_it_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     lines = capsys.readouterr().out.splitlines()
-    for verb in ("sft", "rm", "dpo", "kto", "kd", "prm", "ppo", "lora_combiner", "serve_rm", "demo"):
+    for verb in (
+        "sft",
+        "rm",
+        "dpo",
+        "kto",
+        "kd",
+        "prm",
+        "ppo",
+        "lora_combiner",
+        "serve_rm",
+        "interactive_chat",
+        "demo",
+    ):
         assert any(line.split()[:2] == ["openrlhf", verb] and len(line.split()) > 3 for line in lines)
 
 

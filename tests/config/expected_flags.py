@@ -596,3 +596,22 @@ LORA_COMBINER: dict[str, tuple[str, object]] = {
     "is_rm": ("switch", False),
     "bf16": ("switch", False),
 }
+
+CHAT: dict[str, tuple[str, object]] = {
+    "bf16": ("switch", False),
+    "flash_attn": ("switch", False),
+    "disable_fast_tokenizer": ("switch", False),
+    "load_in_4bit": ("switch", False),
+    "pretrain": ("str", None),
+    "max_len": ("int", 4096),
+    "greedy_sampling": ("switch", False),
+    "top_p": ("float", 0.9),
+    "temperature": ("float", 0.2),
+    "repetition_penalty": ("float", 1.2),
+    "input_template": ("str", "User: {}\nAssistant: "),
+    "apply_chat_template": ("switch", False),
+    "ta_prompt": ("str", None),
+    "enable_csft": ("switch", False),
+    "csft_prompt": ("str", "<rm_score>: 5.00"),
+    "use_ms": ("switch", False),
+}

@@ -15,6 +15,7 @@ from openrlhf.config.commands import (
     DEFAULTS,
     BatchInferenceConfig,
     DPOConfig,
+    InteractiveChatConfig,
     KDConfig,
     KTOConfig,
     LoraCombinerConfig,
@@ -30,7 +31,7 @@ from openrlhf.config.commands import (
     types,
 )
 from openrlhf.config.parse import parse_flags
-from tests.config.expected_flags import BATCH_INFERENCE, DPO, KD, KTO, LORA_COMBINER, PPO, PRM, RM, SERVE_RM, SFT
+from tests.config.expected_flags import BATCH_INFERENCE, CHAT, DPO, KD, KTO, LORA_COMBINER, PPO, PRM, RM, SERVE_RM, SFT
 
 COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [
     (SFTConfig, SFT),
@@ -43,6 +44,7 @@ COMMANDS: list[tuple[type, dict[str, tuple[str, object]]]] = [
     (ServeRMConfig, SERVE_RM),
     (BatchInferenceConfig, BATCH_INFERENCE),
     (LoraCombinerConfig, LORA_COMBINER),
+    (InteractiveChatConfig, CHAT),
 ]
 EXPECTED = [(command, name, *row) for command, table in COMMANDS for name, row in table.items()]
 IDS = [f"{command.__name__}-{name}" for command, name, _, _ in EXPECTED]
@@ -100,6 +102,7 @@ OURS: dict[type, set[str]] = {
     ServeRMConfig: {"token"},
     LoraCombinerConfig: set(),
     BatchInferenceConfig: {"tokenizer_chat_template", "dataset_split"},
+    InteractiveChatConfig: {"tokenizer_chat_template"},
 }
 DATA = {"strict_data", "preview"}  # ours, in every command that reads rows, the latter where it trains
 
@@ -107,7 +110,7 @@ DATA = {"strict_data", "preview"}  # ours, in every command that reads rows, the
 def test_the_tables_are_whole() -> None:
     assert (len(SFT), len(RM), len(DPO), len(PPO)) == (68, 68, 70, 120)
     assert (len(KTO), len(KD), len(PRM), len(BATCH_INFERENCE)) == (62, 62, 58, 38)
-    assert (len(SERVE_RM), len(LORA_COMBINER)) == (12, 5)
+    assert (len(SERVE_RM), len(LORA_COMBINER), len(CHAT)) == (12, 5, 16)
 
 
 @pytest.mark.parametrize(("command", "name", "kind", "default"), EXPECTED, ids=IDS)
@@ -136,7 +139,8 @@ def test_type(command: Any, name: str, kind: str, default: Any) -> None:
 @pytest.mark.parametrize(("command", "table"), COMMANDS)
 def test_flags_of_our_own(command: Any, table: dict[str, Any]) -> None:
     ours = types(command).keys() - table.keys()
-    rows = {ServeRMConfig: set(), LoraCombinerConfig: set(), BatchInferenceConfig: {"strict_data"}}.get(command, DATA)
+    apart = {command: set[str]() for command in (ServeRMConfig, LoraCombinerConfig, InteractiveChatConfig)}
+    rows = {**apart, BatchInferenceConfig: {"strict_data"}}.get(command, DATA)
     assert ours == {"trust_remote_code"} | rows | OURS[command]
 
 

@@ -12,6 +12,7 @@ from openrlhf.config.commands import (
     BatchInferenceConfig,
     Command,
     DPOConfig,
+    InteractiveChatConfig,
     KDConfig,
     KTOConfig,
     LoraCombinerConfig,
@@ -55,6 +56,7 @@ COMMANDS: dict[type[Command], dict[str, Any]] = {
     ServeRMConfig: {"reward_pretrain": "rm"},
     LoraCombinerConfig: {"model_path": "m", "lora_path": "a", "output_path": "out"},
     BatchInferenceConfig: BATCH,
+    InteractiveChatConfig: {"pretrain": "model"},
 }
 
 

@@ -18,6 +18,7 @@ from openrlhf.config.commands import (
     BatchInferenceConfig,
     Command,
     DPOConfig,
+    InteractiveChatConfig,
     KDConfig,
     KTOConfig,
     LoraCombinerConfig,
@@ -43,6 +44,7 @@ CONFIGS: dict[str, type[Command]] = {
     "serve_rm": ServeRMConfig,
     "lora_combiner": LoraCombinerConfig,
     "batch_inference": BatchInferenceConfig,
+    "interactive_chat": InteractiveChatConfig,
 }
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").rglob("*.sh"))
@@ -51,6 +53,7 @@ BLOCKS = [
 ]
 # What a script is given on its command line; without an entry, nothing.
 SCRIPT_WORDS = {
+    "examples/scripts/serve_remote_rm.sh": ["model", "model --batch_size 4 --flash_attn"],
     "examples/gsm8k/run.sh": ["data.jsonl out", "data.jsonl out --local"],
     "examples/scripts/train_llama_slurm.sh": ["openrlhf.cli.train_rm --pretrain m --dataset d"],
 }

@@ -26,6 +26,11 @@ def test_every_python_example_is_tested_here() -> None:
     assert {path.name for path in (ROOT / "examples/python").glob("*.py")} == {"reward.py", "estimator.py"}
 
 
+def test_the_least_reward_file() -> None:
+    rewards, scores = rewards_of("examples/scripts/reward_func.py", "Q ", ["a", "b", "c"], "")
+    assert scores == rewards and all(0 <= reward <= 1 for reward in rewards) and len(set(rewards)) == 3
+
+
 def test_reward_file() -> None:
     responses = ["5", "It is 4, no, 5.<|im_end|>", "5 or 4", "no idea", "5.0", "x" * 500 + " 5", "1,005"]
     rewards, scores = rewards_of("examples/python/reward.py", "What is 2 + 3? ", responses, "5")
