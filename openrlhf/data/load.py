@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
+
+logger = logging.getLogger(__name__)
 
 # File name ending → loader of the datasets library.
 FILE_LOADERS = {
@@ -47,6 +50,7 @@ def load_rows(
     weights = None if probs is None else parse_probs(probs, len(sources), flag)
     # Cutting the result alone gives the same rows; cutting the sources spares drawing from millions.
     parts = [_first_rows(load_source(source, split, flag, use_ms), max_samples) for source in sources]
+    _tell_missing_columns(sources, parts, flag)
     return _first_rows(mix(parts, weights, seed, flag), max_samples)
 
 
@@ -74,6 +78,15 @@ def mix(parts: list[datasets.Dataset], weights: list[float] | None, seed: int, f
         raise ValueError(
             f"the data sets of {flag} have columns of different types and cannot be mixed: {error}"
         ) from error
+
+
+def _tell_missing_columns(sources: list[str], parts: list[datasets.Dataset], flag: str) -> None:
+    # Mixing fills them with None, which later looks like empty text.
+    every = {column for part in parts for column in part.column_names}
+    for source, part in zip(sources, parts, strict=True):
+        if missing := sorted(every - set(part.column_names)):
+            logger.warning("%s %s has no column %s, which others have; there its rows are empty", flag, source,
+                           " and no column ".join(missing))  # fmt: skip
 
 
 def load_source(source: str, split: str, flag: str, use_ms: bool = False) -> datasets.Dataset:

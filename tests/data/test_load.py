@@ -245,3 +245,12 @@ def test_modelscope_missing_is_a_sentence(monkeypatch):
     take_away(monkeypatch)
     with pytest.raises(ValueError, match=r'^--use_ms needs ModelScope: pip install "openrlhf\[modelscope\]"$'):
         load_rows("org/sums", "train", None, 100, 0, use_ms=True)
+
+
+def test_columns_that_only_some_sources_have_are_told(tmp_path, caplog):
+    a = write(tmp_path / "a.jsonl", [{"q": "x"}])
+    b = write(tmp_path / "b.jsonl", [{"q": "y", "text": "z"}])
+    assert list(load(f"{a},{b}")) == [{"q": "x", "text": None}, {"q": "y", "text": "z"}]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"--dataset {a} has no column text, which others have; there its rows are empty"
+    ]

@@ -331,3 +331,11 @@ def test_order_and_sides_hold_over_chunks(make_tokenizer, monkeypatch):
     assert [(len(chosen.tokens), len(rejected.tokens)) for chosen, rejected in kept] == [
         (n + 1, n + 2) for n in range(1, 6)
     ]
+
+
+def test_each_side_has_a_mask_of_its_own(make_tokenizer):
+    """The prompt's end merges with the chosen answer alone, so the two answers begin at different tokens."""
+    tokenizer = make_tokenizer()
+    row = {"p": "Answer: hel", "chosen": "lo", "rejected": "qq"}
+    ((chosen, rejected),), _ = build(tokenizer, [row], prompt_key="p")
+    assert texts(tokenizer, [chosen, rejected]) == [("Answer:", " hello</s>"), ("Answer: hel", "qq</s>")]
