@@ -6,7 +6,8 @@ is read once and its cache handed to all of its samples; rows that have ended le
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from transformers import DynamicCache
 from openrlhf.rollout.engine import Completion, SamplingParams
 
 ROWS_AT_ONCE = 256  # bounds the key-value cache
+Uniform = Callable[[list[int], int], Tensor]  # rows, position of the token → (rows, 1) float64 in [0, 1) to draw it by
 
 
 class HFGenerate:
@@ -25,17 +27,15 @@ class HFGenerate:
         self.version = 0
 
     @torch.no_grad()
-    def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
-        generator = torch.Generator(device=next(self.model.parameters()).device)
-        generator.manual_seed(params.seed) if params.seed is not None else generator.seed()
+    def generate(self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Completion]:
         training = self.model.training
         self.model.eval()
         try:
-            starts = range(0, len(prompts), ROWS_AT_ONCE)
-            parts = [self._decode(prompts[start : start + ROWS_AT_ONCE], params, generator) for start in starts]
+            if isinstance(params, SamplingParams):
+                return self._alike(prompts, params)
+            return self._each(prompts, params)
         finally:
             self.model.train(training)
-        return [completion for part in parts for completion in part]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """The module is the actor's: its weights are here already, only their version changes."""
@@ -47,30 +47,67 @@ class HFGenerate:
     def wake(self) -> None:
         """Nothing, as ``sleep``."""
 
-    def _decode(self, prompts: list[list[int]], params: SamplingParams, generator: torch.Generator) -> list[Completion]:
-        device = generator.device
+    def _alike(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+        """All prompts draw from one generator, a token of each in turn."""
+        generator = seeded(params.seed, self._device)
+
+        def uniform(rows: list[int], position: int) -> Tensor:
+            return torch.rand(len(rows), 1, dtype=torch.float64, device=generator.device, generator=generator)
+
+        out: list[Completion] = []
+        for start in range(0, len(prompts), ROWS_AT_ONCE):
+            part = prompts[start : start + ROWS_AT_ONCE]
+            out += self._decode(part, params, [params.max_new_tokens] * len(part), uniform)
+        return out
+
+    def _each(self, prompts: list[list[int]], params: Sequence[SamplingParams]) -> list[Completion]:
+        """Each prompt draws from a generator of its own. Those that differ in seed and length alone go together."""
+        alike: dict[SamplingParams, list[int]] = {}
+        for place, own in enumerate(params):
+            alike.setdefault(replace(own, seed=None, max_new_tokens=0), []).append(place)
+        out: dict[int, Completion] = {}
+        for common, places in alike.items():
+            for start in range(0, len(places), ROWS_AT_ONCE):
+                part = places[start : start + ROWS_AT_ONCE]
+                limits = [params[place].max_new_tokens for place in part]
+                uniform = own_numbers([params[place] for place in part], self._device)
+                done = self._decode([prompts[place] for place in part], common, limits, uniform)
+                out |= dict(zip(part, done, strict=True))
+        return [out[place] for place in range(len(prompts))]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _decode(
+        self, prompts: list[list[int]], params: SamplingParams, limits: list[int], uniform: Uniform
+    ) -> list[Completion]:
+        """``limits``: the largest number of tokens of each row, for that of ``params``."""
+        device = self._device
+        left = torch.tensor(limits, device=device)
         out = [Completion([], [], truncated=True, weight_version=self.version) for _ in prompts]
         logits, cache, mask = self._read_prompts(prompts, device)
         rows = list(range(len(prompts)))  # which completion each row of the cache belongs to
         stops = torch.tensor(params.stop_token_ids, dtype=torch.int64, device=device)
         penalty = params.repetition_penalty
         seen = seen_tokens(prompts, logits) if penalty != 1 else None
-        for position in range(params.max_new_tokens):
+        for position in range(max(limits)):
             if seen is not None:
                 logits = penalize(logits, seen, penalty)
-            tokens, log_probs = sample(logits, params, generator)
+            tokens, log_probs = sample(logits, params, uniform(rows, position))
             for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
                 out[row].token_ids.append(token)
                 out[row].log_probs.append(log_prob)
             going = ~torch.isin(tokens, stops)
             for row, goes in zip(rows, going.tolist(), strict=True):
                 out[row].truncated = goes
-            if not going.any() or position + 1 == params.max_new_tokens:
+            going &= left > position + 1
+            if not going.any():
                 break
             if not going.all():
                 keep = going.nonzero().squeeze(1)
                 rows = [rows[i] for i in keep.tolist()]
-                tokens, mask = tokens[keep], mask[keep]
+                tokens, mask, left = tokens[keep], mask[keep], left[keep]
                 seen = seen[keep] if seen is not None else None
                 cache.batch_select_indices(keep)
             if seen is not None:
@@ -126,25 +163,40 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Tokens (B,) and their log-probs (B,) under softmax(logits / temperature), before the cut at ``top_p``."""
+def seeded(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:
+    generator = torch.Generator(device=device)
+    generator.manual_seed(seed) if seed is not None else generator.seed()
+    return generator
+
+
+def own_numbers(params: Sequence[SamplingParams], device: torch.device) -> Uniform:
+    """Numbers of row i by the seed of ``params[i]``, whatever rows are beside it."""
+    table = torch.zeros(len(params), max(own.max_new_tokens for own in params), dtype=torch.float64)
+    for row, own in zip(table, params, strict=True):
+        row[: own.max_new_tokens].uniform_(generator=seeded(own.seed))
+    table = table.to(device)
+    return lambda rows, position: table[rows, position, None]
+
+
+def sample(logits: Tensor, params: SamplingParams, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B,), drawn by ``uniform`` (B, 1), and their log-probs (B,) under softmax(logits / temperature), before
+    the cut at ``top_p``."""
     log_probs = torch.log_softmax(logits / (params.temperature or 1.0), dim=-1)
     if params.temperature == 0:
         tokens = log_probs.argmax(dim=-1)
     else:
         allowed = top_p_cut(log_probs, params.top_p) if params.top_p < 1 else log_probs
-        tokens = draw(allowed, generator)
+        tokens = draw(allowed, uniform)
     return tokens, log_probs.gather(1, tokens[:, None]).squeeze(1)
 
 
-def draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+def draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """(B, V) log-probs, which need not sum to 1 → (B,) tokens, by inverting the cumulated probabilities.
 
     One random number a row: one for each entry, as in ``torch.multinomial``, costs more than a tiny model's forward.
     Float64, so that rare tokens keep their probability at any V.
     """
     cumulated = log_probs.exp().cumsum(dim=-1, dtype=torch.float64)
-    uniform = torch.rand(len(cumulated), 1, dtype=torch.float64, device=cumulated.device, generator=generator)
     return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True).squeeze(1)
 
 

@@ -6,7 +6,6 @@ So importing this module costs nothing and needs no vLLM.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from openrlhf.backends.vllm_transfer import TransferGroup
-from openrlhf.rollout.engine import Completion, SamplingParams
+from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
 
 MINIMUM_VLLM = Version("0.20")
 CPU_CACHE_BYTES = 1024**3
@@ -44,11 +43,6 @@ def check_vllm_version(installed: str) -> None:
     """RuntimeError when vLLM is older than this project can use."""
     if Version(installed) < MINIMUM_VLLM:
         raise RuntimeError(f"vLLM {installed} is too old: install vllm>={MINIMUM_VLLM}.")
-
-
-def request_seed(seed: int, index: int) -> int:
-    """The seed of request ``index`` of a rollout: the same however the requests are divided among engines."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=4).digest(), "big")
 
 
 class VLLMEngine:
@@ -107,13 +101,11 @@ class VLLMEngine:
             worker_extension_cls="openrlhf.backends.vllm_worker.WeightWorker",
         )
 
-    def generate(
-        self, prompts: list[list[int]], params: SamplingParams, seeds: Sequence[int] | None = None
-    ) -> list[Completion]:
+    def generate(self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Completion]:
         """One completion a prompt, in order.
 
-        ``seeds`` has one entry a prompt. Without it, and with ``params.seed``, prompt i of this call gets
-        `request_seed` (params.seed, i); whoever divides a rollout among engines passes seeds numbered over the whole.
+        With one ``params`` for all and a seed, prompt i of this call gets the seed `request_seed` (params.seed, i);
+        whoever divides a rollout among engines passes parameters for each, with seeds numbered over the whole.
 
         Raises:
             RuntimeError: the engine sleeps, or an interrupted weight sync left it with a mixture of weights.
@@ -125,9 +117,7 @@ class VLLMEngine:
                 f"The engine holds a mixture of weights since the sync to version {self._half_loaded} was interrupted: "
                 "connect a new weight transfer and sync again."
             )
-        if seeds is None and params.seed is not None:
-            seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
-        each = [_vllm_params(params, None if seeds is None else seeds[i]) for i in range(len(prompts))]
+        each = [_vllm_params(own) for own in params_of_each(params, len(prompts))]
         outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], each, use_tqdm=False)
         return [_completion(output.outputs[0], self.weight_version) for output in outputs]
 
@@ -171,7 +161,7 @@ class VLLMEngine:
         self._half_loaded = None
 
 
-def _vllm_params(params: SamplingParams, seed: int | None) -> Any:
+def _vllm_params(params: SamplingParams) -> Any:
     import vllm
 
     return vllm.SamplingParams(
@@ -180,7 +170,7 @@ def _vllm_params(params: SamplingParams, seed: int | None) -> Any:
         repetition_penalty=params.repetition_penalty,
         max_tokens=params.max_new_tokens,
         stop_token_ids=list(params.stop_token_ids),
-        seed=seed,
+        seed=params.seed,
         logprobs=0,  # of the sampled token alone
         detokenize=False,
     )

@@ -122,9 +122,9 @@ def by_transformers(config: BatchInferenceConfig, prompts: list[list[int]], para
     from openrlhf.backends.choose import choose_forward_engine
     from openrlhf.backends.hf_generate import HFGenerate
     from openrlhf.backends.ranks import over_ranks
-    from openrlhf.backends.vllm import request_seed
     from openrlhf.models.causal_lm import CausalLM
     from openrlhf.models.load import load_causal_lm
+    from openrlhf.rollout.engine import request_seed
 
     if config.deepspeed.zero_stage == 3 and processes() > 1:
         raise ValueError(

@@ -14,7 +14,6 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from openrlhf.backends.vllm import request_seed
 from openrlhf.cluster.calls import ask, await_all, await_timed
 from openrlhf.cluster.group import Group
 from openrlhf.cluster.placement import plan
@@ -23,7 +22,7 @@ from openrlhf.cluster.weight_sync import WeightSync, sync_backend
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import ranks_sharing_rows
 from openrlhf.rollout.collect import collect, sampling_params
-from openrlhf.rollout.engine import Completion, SamplingParams
+from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
 from openrlhf.rollout.sources import reward_function
 from openrlhf.training.busy import BusyClock
 from openrlhf.training.roles import Absent, Critic, Reference, RewardModel, Roles
@@ -98,11 +97,11 @@ class Engines:
         self.deadline_s = deadline_s
         self.worked = worked
 
-    def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+    def generate(self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Completion]:
         # Seeds are numbered over all prompts, so the number of engines does not change what is sampled.
-        seeds = None if params.seed is None else [request_seed(params.seed, i) for i in range(len(prompts))]
+        each = params_of_each(params, len(prompts))
         cut = [round(i * len(prompts) / len(self.engines)) for i in range(len(self.engines) + 1)]
-        arguments = [(prompts[a:b], params, seeds and seeds[a:b]) for a, b in pairwise(cut)]
+        arguments = [(prompts[a:b], each[a:b]) for a, b in pairwise(cut)]
         parts = self._call("generate", arguments)
         return [completion for part in parts for completion in part]
 

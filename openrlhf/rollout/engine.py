@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -32,8 +33,11 @@ class Completion:
 class RolloutEngine(Protocol):
     """Token ids in, token ids out. Calls are blocking; each has its own deadline inside."""
 
-    def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
-        """One completion a prompt, in the order of the prompts."""
+    def generate(self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Completion]:
+        """One completion a prompt, in the order of the prompts; ``params`` for all of them, or one a prompt.
+
+        With parameters of its own, seed among them, what a prompt gets does not depend on the prompts beside it.
+        """
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -45,3 +49,17 @@ class RolloutEngine(Protocol):
         ...
 
     def wake(self) -> None: ...
+
+
+def request_seed(seed: int, index: int) -> int:
+    """The seed of request ``index`` of a rollout: the same however the requests are divided among engines."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=4).digest(), "big")
+
+
+def params_of_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
+    """Parameters of each of ``count`` prompts; where one object stands for all, each gets a seed by its place."""
+    if not isinstance(params, SamplingParams):
+        return list(params)
+    if params.seed is None:
+        return [params] * count
+    return [replace(params, seed=request_seed(params.seed, place)) for place in range(count)]

@@ -188,6 +188,30 @@ def test_a_stop_token_at_the_very_limit_is_no_truncation(model: CausalLM) -> Non
     assert (greedy.truncated, again.truncated) == (True, False)
 
 
+def test_what_a_prompt_with_its_own_parameters_gets_does_not_depend_on_the_others(model: CausalLM) -> None:
+    each = [
+        SamplingParams(
+            temperature=1.0 + 0.5 * (i % 2),
+            top_p=(1.0, 0.8)[i == 3],
+            max_new_tokens=4 + i,
+            stop_token_ids=(1,),
+            seed=i,
+        )
+        for i in range(len(PROMPTS))
+    ]
+    engine = HFGenerate(model.hf)
+    together = engine.generate(PROMPTS, each)
+    assert all(len(a.token_ids) == own.max_new_tokens for a, own in zip(together, each, strict=True) if a.truncated)
+    assert len({len(a.token_ids) for a in together}) > 3
+    alone = [engine.generate([prompt], [own])[0] for prompt, own in zip(PROMPTS, each, strict=True)]
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+    assert together[0].token_ids != together[2].token_ids[:4]  # the same prompt with another seed
+    back = engine.generate(PROMPTS[::-1], each[::-1])
+    assert [a.token_ids for a in back] == [a.token_ids for a in together[::-1]]
+    for answer, own, prompt in zip(together, each, PROMPTS, strict=True):
+        assert answer.log_probs == pytest.approx(scored(model, [prompt], [answer], own.temperature)[0], abs=1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_training_mode_is_as_it_was(model: CausalLM, training: bool) -> None:
     model.train(training)

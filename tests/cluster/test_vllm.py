@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from openrlhf.backends.vllm import VLLMEngine, check_vllm_version, engine_environment, request_seed
+from openrlhf.backends.vllm import VLLMEngine, check_vllm_version, engine_environment
 from openrlhf.backends.vllm_transfer import SyncBackend, TransferGroup, WeightReceiver, WeightSender
-from openrlhf.rollout.engine import Completion, SamplingParams
+from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
 
 pytestmark = pytest.mark.cluster
 
@@ -174,8 +174,7 @@ def test_a_stop_token_ends_the_response_and_stays_in_it(engine: RemoteEngine) ->
 
 def test_samples_do_not_depend_on_how_prompts_are_divided(engine: RemoteEngine) -> None:
     together = engine.call("generate", PROMPTS, SAMPLED)
-    seeds = [request_seed(3, i) for i in range(len(PROMPTS))]
-    apart = engine.call("generate", PROMPTS[3:], SAMPLED, seeds[3:])
+    apart = engine.call("generate", PROMPTS[3:], params_of_each(SAMPLED, len(PROMPTS))[3:])
     assert [c.token_ids for c in together[3:]] == [c.token_ids for c in apart]
     other = engine.call("generate", PROMPTS, SamplingParams(temperature=0.7, max_new_tokens=24, seed=4))
     assert [c.token_ids for c in other] != [c.token_ids for c in together]
