@@ -215,6 +215,7 @@ class DeepSpeedTrain:
         shared = f" in tensor-parallel groups of {layout.tensor}" if layout.tensor > 1 else ""
         return {
             "rank": layout.rank,
+            "tensor_parallel": layout.tensor,
             "layout": f"{layout.world} processes at ZeRO stage {self.model.zero_optimization_stage()}{shared}",
             "pieces": save_pieces(deepspeed_states.pieces(self.model, layout), self.model.basic_optimizer),
             "schedule": self.model.lr_scheduler.state_dict(),

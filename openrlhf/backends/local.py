@@ -88,6 +88,7 @@ class LocalTrain:
     def state(self) -> dict[str, Any]:
         return {
             "rank": 0,
+            "tensor_parallel": 1,
             "layout": "one process without DeepSpeed",
             "pieces": save_pieces(whole_weights(self.model.named_parameters()), self.optimizer),
             "schedule": self.scheduler.state_dict(),

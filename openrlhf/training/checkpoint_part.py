@@ -42,6 +42,11 @@ def load_part(engine: TrainEngine, state: Path, redistribute: bool) -> str | Non
     if not saved:
         return f"{state} holds no state of this model"
     mine = engine.state()
+    if (there := saved[0]["tensor_parallel"]) != (here := mine["tensor_parallel"]):
+        return (
+            f"the checkpoint {state} holds parts of --ds_tensor_parallel_size {there}, which one of {here} cannot "
+            "use: give the same"
+        )
     if saved[0]["layout"] != mine["layout"] and not redistribute:
         return (
             f"the checkpoint {state} was written by {saved[0]['layout']}, and this run is {mine['layout']}: give "

@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -79,7 +79,8 @@ class RunLog:
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):  # the last lines on a disk that is full
+                self.file.close()
         for sink in self.sinks:
             sink.close()
 

@@ -80,7 +80,8 @@ class TrainEngine(ForwardEngine, Protocol):
 
     def state(self) -> dict[str, Any]:
         """What this process must find again to go on: trained weights, moments, schedule, as tensors on the CPU and
-        numbers. ``rank`` numbers the process, ``layout`` says in words how the state is divided."""
+        numbers. ``rank`` numbers the process, ``tensor_parallel`` is how many share each matrix, ``layout`` says in
+        words how the state is divided."""
         ...
 
     def load_state(self, saved: Sequence[Mapping[str, Any]]) -> None:

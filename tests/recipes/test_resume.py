@@ -36,7 +36,7 @@ SAVES = {"save_steps": 3}
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With dropout, so that random numbers are drawn in every step."""
     folder = tmp_path_factory.mktemp("model")
-    build_model(folder, vocab_size=len(build_tokenizer(folder)), hidden=32, heads=1)
+    build_model(folder, vocab_size=len(build_tokenizer(folder)), hidden=32, heads=2, kv_heads=2)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.2}))
     return folder
@@ -380,6 +380,9 @@ SHARDED = {
     "stage 1 in bf16": {"zero_stage": 1, "bf16": True},
     "stage 3 in bf16": {"zero_stage": 3, "bf16": True},
     "stage 3 offloaded": {"zero_stage": 3, "adam_offload": True},
+    "ring": {"zero_stage": 2, "ring_attn_size": 2, "packing_samples": True},
+    # The last one, since DeepSpeed keeps the tensor-parallel groups of a process.
+    "tensor parallel": {"zero_stage": 1, "ds_tensor_parallel_size": 2, "bf16": True},
 }
 
 
@@ -400,14 +403,6 @@ def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
     )
     runs: list[dict[str, Any]] = []
-    for name, flags in SHARDED.items():
-        (root / name).mkdir()
-        common = command_flags("train_sft", model, root / name) | flags
-        runs += [
-            {"flags": common | {"save_path": root / name / "whole"}, "dies": None},
-            {"flags": common | SAVES, "dies": 5},
-            {"flags": common | SAVES | {"load_checkpoint": True}, "dies": None},
-        ]
     (root / "stopped").mkdir()
     common = command_flags("train_sft", model, root / "stopped") | SAVES
     runs += [
@@ -420,6 +415,14 @@ def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         here = root / f"to one from stage {stage}"
         common = alone | {"save_path": here / "out", "ckpt_path": here / "ckpt", "zero_stage": stage}
         runs.append({"flags": common, "dies": 5})
+    for name, flags in SHARDED.items():
+        (root / name).mkdir()
+        common = command_flags("train_sft", model, root / name) | flags
+        runs += [
+            {"flags": common | {"save_path": root / name / "whole"}, "dies": None},
+            {"flags": common | SAVES, "dies": 5},
+            {"flags": common | SAVES | {"load_checkpoint": True}, "dies": None},
+        ]
     (root / "plan.json").write_text(json.dumps(runs, default=str))
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
     launched([*start, str(Path(__file__).with_name("in_turn.py")), str(root / "plan.json")])
@@ -441,6 +444,17 @@ def test_all_ranks_stop_after_the_same_step_when_one_gets_a_signal(two_ranks: Pa
     names = {path.name for path in (two_ranks / "stopped" / "ckpt").iterdir()}
     assert names == {"global_step3", "global_step4", "global_step6", "latest"}
     same(two_ranks / "stopped" / "out", two_ranks / "stage 2" / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_tensor_parallel_parts_are_for_as_many(
+    two_ranks: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = command_flags("train_sft", model, tmp_path) | {"ckpt_path": two_ranks / "tensor parallel" / "ckpt"}
+    with pytest.raises(SystemExit):
+        run(train_sft.main, flags | {"bf16": True, "load_checkpoint": True, "use_ds_universal_ckpt": True})
+    assert "holds parts of --ds_tensor_parallel_size 2, which one of 1 cannot use" in capsys.readouterr().err
 
 
 def close(folder: Path, expected: Path) -> None:

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,32 @@ def test_a_second_run_moves_the_first_curve_aside(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 2.0
 
 
+def test_a_run_that_goes_on_has_each_step_once(tmp_path):
+    log = RunLog(tmp_path, LogConfig(), {})
+    for step in range(1, 5):
+        log.step(step, {"loss": float(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # the process died here
+    log = RunLog(tmp_path, LogConfig(), {}, done=2)
+    log.step(3, {"loss": 30.0})
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert len(list(tmp_path.glob("metrics*"))) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs the device that is always full")
+def test_a_full_disk_does_not_end_the_run(tmp_path, capsys):
+    log = RunLog(tmp_path, LogConfig(), {})
+    assert log.file is not None
+    os.dup2(os.open("/dev/full", os.O_WRONLY), log.file.fileno())
+    for step in (1, 2):
+        log.step(step, {"loss": 1.0})
+    log.close()
+    assert "metrics.jsonl could not be written (No space left on device)" in capsys.readouterr().out
+
+
 def test_a_name_outside_the_table_is_refused(tmp_path):
     log = RunLog(tmp_path, LogConfig(), {})
     with pytest.raises(ValueError, match="my_metric"):
@@ -50,6 +78,23 @@ def test_tensorboard_gets_the_values(tmp_path):
     events = EventAccumulator(str(tmp_path / "tb" / "me"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.25)]
+
+
+def test_tensorboard_goes_on_with_the_run_of_before(tmp_path):
+    """Under its name, which holds the time when it began; steps that are run again are not shown twice."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for name, done, steps in (("began", 0, (1, 2, 3)), ("again", 1, (2,))):
+        config = LogConfig(use_tensorboard=str(tmp_path / "tb"), wandb_run_name=name)
+        log = RunLog(tmp_path, config, {}, done=done)
+        for step in steps:
+            log.step(step, {"loss": 0.5 * step})
+        log.close()
+    assert [path.name for path in (tmp_path / "tb").iterdir()] == ["began"]
+    events = EventAccumulator(str(tmp_path / "tb" / "began"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
 
 
 @pytest.mark.slow
