@@ -13,7 +13,7 @@ from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.backends.shared import SharedForward
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source, starts_from
+from openrlhf.config.derived import critic_source, reward_models, starts_from
 from openrlhf.models.adapters import with_adapter
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm
@@ -30,7 +30,7 @@ from openrlhf.training.members import (
     load_critic,
     load_reward_model,
 )
-from openrlhf.training.roles import Absent, Critic, ForwardEngine, Reference, RewardModel, Roles, done
+from openrlhf.training.roles import Absent, Critic, ForwardEngine, Reference, Roles, done
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
 
@@ -87,11 +87,11 @@ class LocalReference:
 
 
 class LocalReward:
-    def __init__(self, member: RewardMember) -> None:
-        self.member = member
+    def __init__(self, members: list[RewardMember]) -> None:
+        self.members = members
 
-    def rewards(self, batch: Batch) -> Future[Tensor | None]:
-        return done(self.member.rewards(batch))
+    def rewards(self, batch: Batch) -> tuple[Future[Tensor], ...]:
+        return tuple(done(member.rewards(batch)) for member in self.members)
 
 
 class LocalRollout:
@@ -134,10 +134,8 @@ def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
     reference: Reference = Absent()
     if algorithm.init_kl_coef > 0:
         reference = LocalReference(ReferenceMember(start_of(learner, config), config))
-    reward: RewardModel = Absent()
-    if config.reward.reward_pretrain and not config.reward.remote_rm_url:
-        scorer = load_reward_model(config).to(device)
-        reward = LocalReward(RewardMember(LocalForward(scorer, bf16), config))
+    scorers = [load_reward_model(path, config).to(device) for path in reward_models(config)]
+    reward = LocalReward([RewardMember(LocalForward(scorer, bf16), config) for scorer in scorers])
     actor = LocalActor(PolicyMember(learner, config), tokenizer)
     rollout = LocalRollout(HFGenerate(policy.hf), config, tokenizer)
     return Roles(rollout, actor, critic, reference, reward)

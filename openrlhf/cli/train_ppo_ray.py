@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source, role_sizes
+from openrlhf.config.derived import critic_source, reward_models, role_sizes
 from openrlhf.config.identity import decisive
 from openrlhf.config.parse import flat, parse, write_yaml
 
@@ -122,10 +122,9 @@ def read_prompts(config: PPOConfig) -> tuple[Any, list[Prompt]]:
 
 def readers(config: PPOConfig) -> list[tuple[str, str]]:
     """Flag and source of the models that read the policy's token ids, besides its own reference."""
-    sources = {"--reward_pretrain": config.reward.reward_pretrain}
-    if (critic := critic_source(config)) is not None:
-        sources["--critic_pretrain"] = critic.path
-    return [(flag, path) for flag, path in sources.items() if path]
+    sources = [("--reward_pretrain", path) for path in reward_models(config)]
+    critic = critic_source(config)
+    return sources if critic is None else [*sources, ("--critic_pretrain", critic.path)]
 
 
 def preview(config: PPOConfig) -> None:

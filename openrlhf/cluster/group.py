@@ -50,9 +50,10 @@ class Group:
         """Every worker runs ``verb`` with the same arguments; their answers in rank order."""
         return self.executor.submit(self._awake_call, verb, [args] * len(self.workers))
 
-    def submit_rows(self, verb: str, batch: Batch) -> Future[Any]:
-        """Each worker gets its rows; a tensor with a row for each row of the batch comes back, in its order."""
-        return self.executor.submit(self._rows_call, verb, batch)
+    def submit_rows(self, verb: str, batch: Batch, *args: Any) -> Future[Any]:
+        """Each worker gets its rows and the same further arguments; a tensor with a row for each row of the batch comes
+        back, in its order."""
+        return self.executor.submit(self._rows_call, verb, batch, args)
 
     def submit_update(self, batch: Batch, *args: Any) -> Future[Any]:
         """Each worker updates on its rows. The metrics are those of the whole batch on every rank: take the first's."""
@@ -95,8 +96,8 @@ class Group:
     def _update_call(self, batch: Batch, args: tuple[Any, ...]) -> Metrics:
         return self._awake_call("update", [(rows, *args) for rows in self._shards(batch)])[0]
 
-    def _rows_call(self, verb: str, batch: Batch) -> Tensor:
-        answers = self._awake_call(verb, [(rows,) for rows in self._shards(batch)])
+    def _rows_call(self, verb: str, batch: Batch, args: tuple[Any, ...]) -> Tensor:
+        answers = self._awake_call(verb, [(rows, *args) for rows in self._shards(batch)])
         return merge(answers[:: self.sharing], len(batch), batch.tokens.shape[1])
 
     def _shards(self, batch: Batch) -> list[Batch]:

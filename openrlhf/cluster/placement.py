@@ -73,7 +73,7 @@ def roles_of(config: PPOConfig) -> tuple[str, ...]:
         "actor": True,
         "critic": critic_source(config) is not None,
         "reference": config.algorithm.init_kl_coef > 0,
-        "reward": bool(config.reward.reward_pretrain) and not config.reward.remote_rm_url,
+        "reward": config.reward.reward_pretrain is not None,
     }
     return tuple(role for role, needed in wanted.items() if needed)
 

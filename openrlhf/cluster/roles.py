@@ -20,12 +20,12 @@ from openrlhf.cluster.placement import plan
 from openrlhf.cluster.start import engine_dtype, gpus_there, start_engines, start_workers
 from openrlhf.cluster.weight_sync import WeightSync, sync_backend
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import ranks_sharing_rows
+from openrlhf.config.derived import ranks_sharing_rows, reward_models
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
 from openrlhf.rollout.sources import reward_function
 from openrlhf.training.busy import BusyClock
-from openrlhf.training.roles import Absent, Critic, Reference, RewardModel, Roles
+from openrlhf.training.roles import Absent, Critic, Reference, RewardModels, Roles
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
 
@@ -78,11 +78,12 @@ class ClusterReference:
 
 
 class ClusterReward:
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, models: int) -> None:
         self.group = group
+        self.models = models
 
-    def rewards(self, batch: Batch) -> Future[Tensor | None]:
-        return self.group.submit_rows("rewards", batch.inputs())
+    def rewards(self, batch: Batch) -> tuple[Future[Tensor], ...]:
+        return tuple(self.group.submit_rows("rewards", batch.inputs(), number) for number in range(self.models))
 
 
 class Engines:
@@ -211,7 +212,8 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
         rollout = ClusterRollout(engines, sync, lock, placement.engines_sleep, config, tokenizer, executor)
         critic: Critic = ClusterCritic(groups["critic"]) if "critic" in groups else Absent()
         reference: Reference = ClusterReference(groups["reference"]) if "reference" in groups else Absent()
-        reward: RewardModel = ClusterReward(groups["reward"]) if "reward" in groups else Absent()
+        models = len(reward_models(config))
+        reward: RewardModels = ClusterReward(groups["reward"], models) if "reward" in groups else Absent()
         busy.take()  # what the start took
         yield Roles(
             rollout,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source
+from openrlhf.config.derived import critic_source, reward_models
 from openrlhf.models.adapters import with_adapter
 from openrlhf.models.load import load_causal_lm, load_tokenizer
 from openrlhf.training.checkpoint_part import load_part, save_part
@@ -32,7 +33,7 @@ class Worker:
     DeepSpeed is imported in ``start``, in the worker's own process.
     """
 
-    member: PolicyMember | CriticMember | ReferenceMember | RewardMember
+    member: PolicyMember | CriticMember | ReferenceMember
 
     def __init__(self, config: PPOConfig, rank: int, world: int) -> None:
         self.config = config
@@ -181,22 +182,36 @@ class ReferenceWorker(Worker):
 
 
 class RewardWorker(Worker):
-    member: RewardMember
+    """Every reward model of the run, one after the other."""
+
+    members: list[RewardMember]
 
     def start(self, total_steps: int) -> None:
         from openrlhf.backends.deepspeed import DeepSpeedForward
 
         config = self.config
-        engine = DeepSpeedForward(
-            lambda: load_reward_model(config),
-            config.model,
-            config.deepspeed,
-            config.reward.ref_reward_offload,
-        )
-        self.member = RewardMember(engine, config)
+        engines = [
+            DeepSpeedForward(
+                partial(load_reward_model, path, config),
+                config.model,
+                config.deepspeed,
+                config.reward.ref_reward_offload,
+            )
+            for path in reward_models(config)
+        ]
+        self.members = [RewardMember(engine, config) for engine in engines]
 
-    def rewards(self, batch: Batch) -> Tensor:
-        return self.member.rewards(batch)
+    def offload(self) -> None:
+        for member in self.members:
+            member.engine.offload()
+
+    def onload(self) -> None:
+        for member in self.members:
+            member.engine.onload()
+
+    def rewards(self, batch: Batch, number: int) -> Tensor:
+        """Of one of the models."""
+        return self.members[number].rewards(batch)
 
 
 WORKERS: dict[str, type[Worker]] = {

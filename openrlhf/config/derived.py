@@ -31,15 +31,28 @@ class RoleSize:
 def critic_source(config: PPOConfig) -> CriticSource | None:
     """The start of the critic, or None when the advantage estimator needs no critic.
 
-    Without ``--critic_pretrain`` it is the reward model, or ``--pretrain`` where a function gives the rewards.
+    Without ``--critic_pretrain`` it is the first reward model, or ``--pretrain`` where a function gives the rewards.
     Raises ValueError for an unknown estimator.
     """
     from openrlhf.algorithms.advantages import find_estimator  # here, so that --help does not wait for torch
 
     if not find_estimator(config.algorithm.advantage_estimator).needs_critic:
         return None
-    path = config.reward.critic_pretrain or config.reward.reward_pretrain or config.model.pretrain
+    path = config.reward.critic_pretrain or [*reward_models(config), config.model.pretrain][0]
     return CriticSource(path, new_head=path == config.model.pretrain)
+
+
+def reward_models(config: PPOConfig) -> list[str]:
+    """The folders or hub names of the reward models."""
+    given = config.reward.reward_pretrain
+    return [] if given is None else given.split(",")
+
+
+def reward_weights(config: PPOConfig) -> list[float]:
+    """The weight of each reward model, and behind them that of the reward function or server where there is one."""
+    sources = len(reward_models(config)) + (config.reward.remote_rm_url is not None)
+    given = config.reward.reward_weights
+    return [1.0] * sources if given is None else list(given)
 
 
 def reference_source(config: DPOConfig) -> str:

@@ -339,7 +339,9 @@ class RolloutConfig:
 class RewardConfig:
     """Rewards and values"""
 
-    reward_pretrain: str | None = flag(None, "reward model: a Hugging Face folder or hub name")
+    reward_pretrain: str | None = flag(
+        None, "reward model, or several separated by commas: Hugging Face folders or hub names"
+    )
     remote_rm_url: str | None = flag(
         None,
         "Python file that defines reward_func(queries, prompts, labels), or HTTP addresses of reward servers, "
@@ -353,7 +355,13 @@ class RewardConfig:
     on_reward_failure: Literal["stop", "drop"] = flag(
         "stop", "when a reward fails for good: stop the run, or leave the sample out of the batch"
     )
-    normalize_reward: bool = flag(False, "standardise rewards with the mean and std stored in the reward model")
+    reward_weights: tuple[float, ...] | None = flag(
+        None,
+        "weight of each reward in their sum: reward models in order, then --remote_rm_url; without it 1 each",
+    )
+    normalize_reward: bool = flag(
+        False, "standardise the rewards of each reward model with the mean and std stored in it"
+    )
     reward_clip_range: tuple[float, float] = flag((-10.0, 10.0), "lowest and highest reward")
     overlong_buffer_len: int | None = flag(None, "last tokens of --generate_max_len, which cost reward")
     overlong_penalty_factor: float = flag(1.0, "reward that an answer of full length loses")

@@ -33,7 +33,6 @@ NOT_BUILT_IN: dict[type[Command], dict[str, str]] = {
 
 # Flag, the values that are refused, and why.
 NOT_BUILT_VALUES: list[tuple[str, Callable[[Any], bool], str]] = [
-    ("reward_pretrain", lambda names: "," in names, "with several reward models is not built yet: name one."),
     (
         "vllm_num_engines",
         lambda engines: engines == 0,

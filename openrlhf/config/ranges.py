@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,7 @@ RANGES = (
     Range("between 0 and 65535", lambda x: 0 <= x <= 65535, ("port",)),
     Range("0, 1, 2 or 3", lambda x: x in (0, 1, 2, 3), ("zero_stage",)),
     Range("two numbers of at least 0 and below 1", lambda pair: all(0 <= x < 1 for x in pair), ("adam_betas",)),
+    Range("finite numbers", lambda numbers: all(map(math.isfinite, numbers)), ("reward_weights",)),
     Range("two numbers above 0", lambda pair: all(x > 0 for x in pair), ("eps_clip_low_high",)),
     Range(
         "two numbers of at least 0, the lower one first",

@@ -34,6 +34,7 @@ from openrlhf.config.derived import (
     needs_deepspeed,
     ranks_sharing_rows,
     reference_source,
+    reward_models,
     role_sizes,
     starts_from,
 )
@@ -290,21 +291,29 @@ def prompt_shares(config: PPOConfig) -> None:
 
 
 def reward_source(config: PPOConfig) -> None:
-    model, file = config.reward.reward_pretrain, config.reward.remote_rm_url
-    if model is None and file is None:
+    models, file, weights = reward_models(config), config.reward.remote_rm_url, config.reward.reward_weights
+    if not models and file is None:
         raise ValueError(
             "nothing gives rewards: set --reward_pretrain (a model) or --remote_rm_url (a .py file "
             "or the address of a server)."
         )
-    if model is not None and file is not None:
+    if not all(models):
+        raise ValueError(f"--reward_pretrain {config.reward.reward_pretrain!r} has a comma without a name beside it.")
+    if models and file is not None and weights is None:
         raise ValueError(
-            "--reward_pretrain and --remote_rm_url both give rewards: leave one out; a critic that starts from "
-            "a reward model is named by --critic_pretrain."
+            "--reward_pretrain and --remote_rm_url both give rewards: say with --reward_weights how much each counts, "
+            "or leave one out; a critic that starts from a reward model is named by --critic_pretrain."
+        )
+    sources = len(models) + (file is not None)
+    if weights is not None and len(weights) != sources:
+        raise ValueError(
+            f"--reward_weights has {len(weights)} numbers for {sources} rewards: give one for each model of "
+            "--reward_pretrain, in their order, and then one for --remote_rm_url if there is one."
         )
     for name in ("reward_timeout", "on_reward_failure"):
         if file is None and vars(config.reward)[name] != defaults(PPOConfig)[name]:
             raise ValueError(f"--{name} is about reward functions and servers: it needs --remote_rm_url.")
-    if config.reward.normalize_reward and model is None:
+    if config.reward.normalize_reward and not models:
         raise ValueError("--normalize_reward uses numbers stored in a reward model: it needs --reward_pretrain.")
 
 

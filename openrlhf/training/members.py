@@ -105,10 +105,10 @@ def load_critic(source: CriticSource, config: PPOConfig) -> ScoreModel:
     return with_adapter(critic, config.model)
 
 
-def load_reward_model(config: PPOConfig) -> ScoreModel:
-    assert config.reward.reward_pretrain is not None
+def load_reward_model(path: str, config: PPOConfig) -> ScoreModel:
+    """One of the run's reward models, which normalises by its own statistics with ``--normalize_reward``."""
     return load_score_model(
-        config.reward.reward_pretrain,
+        path,
         config.model,
         config.model.value_head_prefix,
         normalize=config.reward.normalize_reward,

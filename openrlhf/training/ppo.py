@@ -2,7 +2,7 @@
 
     for each batch of prompts:
         samples    ← π_old                               rollout
-        rewards    ← reward function or reward model     reward
+        rewards    ← reward function, reward models      reward
         log π_old, log π_ref, V                          log_probs
         advantages ← estimator(rewards − β·KL, V)        advantages
         π, V       ← clipped updates                     update
@@ -21,6 +21,7 @@ from openrlhf.algorithms.advantages import AdvantageInputs, estimate_advantages
 from openrlhf.algorithms.kl import kl_estimate, make_kl_controller
 from openrlhf.algorithms.rewards import kl_penalty, overlong_penalty, stop_properly
 from openrlhf.config.commands import PPOConfig
+from openrlhf.config.derived import reward_weights
 from openrlhf.data.sampler import Cursor
 from openrlhf.training.checkpoints import Checkpoints, Progress
 from openrlhf.training.log import Phases, RunLog
@@ -54,7 +55,8 @@ def train(
             (samples,) = gather(roles.rollout.collect(prompts, config.train.seed + step), deadline_s=deadline_s)
         batch = collate(samples, pad_token_id)
         with phases("reward"):
-            batch = shape_rewards(add_rewards(batch, roles, deadline_s), config)
+            batch, parts = add_rewards(batch, roles, reward_weights(config), deadline_s)
+            batch = shape_rewards(batch, config)
         with phases("log_probs"):
             batch = add_log_probs_and_values(batch, roles, config, deadline_s)
         with phases("advantages"):
@@ -69,6 +71,7 @@ def train(
             step,
             {
                 **sample_metrics(samples, batch),
+                **parts,
                 **dropped(config, len(prompts), len(samples)),
                 **actor,
                 **(critic or {}),
@@ -81,12 +84,18 @@ def train(
             checkpoints.after(Progress(step, cursor, kl.coef))
 
 
-def add_rewards(batch: Batch, roles: Roles, deadline_s: float) -> Batch:
-    """Outcome rewards of the reward model, unless a reward function gave them already."""
+def add_rewards(batch: Batch, roles: Roles, weights: list[float], deadline_s: float) -> tuple[Batch, Metrics]:
+    """Outcome rewards: the weighted sum of those of the reward models and of a function, which the batch holds.
+
+    Where there are several, the mean of each is in the metrics.
+    """
+    by_models = gather(*roles.reward.rewards(batch), deadline_s=deadline_s)
+    named = {f"model_{number}": rewards for number, rewards in enumerate(by_models, start=1)}
     if batch.rewards is not None:
-        return batch
-    (rewards,) = gather(roles.reward.rewards(batch), deadline_s=deadline_s)
-    return batch.fill(rewards=rewards)
+        named["function"] = batch.rewards
+    total = sum(weight * rewards for weight, rewards in zip(weights, named.values(), strict=True))
+    means = {REWARD_PARTS + name: float(rewards.mean()) for name, rewards in named.items()}
+    return batch.fill(rewards=total), means if len(means) > 1 else {}
 
 
 def shape_rewards(batch: Batch, config: PPOConfig) -> Batch:

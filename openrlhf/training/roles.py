@@ -128,9 +128,9 @@ class Reference(Protocol):
     def log_probs(self, batch: Batch) -> Future[Tensor | None]: ...
 
 
-class RewardModel(Protocol):
-    def rewards(self, batch: Batch) -> Future[Tensor | None]:
-        """(B,) float32, on the CPU."""
+class RewardModels(Protocol):
+    def rewards(self, batch: Batch) -> tuple[Future[Tensor], ...]:
+        """Of each model (B,) float32, on the CPU."""
         ...
 
 
@@ -153,8 +153,8 @@ class Absent:
     def values(self, batch: Batch) -> Future[Tensor | None]:
         return done(None)
 
-    def rewards(self, batch: Batch) -> Future[Tensor | None]:
-        return done(None)
+    def rewards(self, batch: Batch) -> tuple[Future[Tensor], ...]:
+        return ()
 
     def update(self, batch: Batch) -> Future[Metrics | None]:
         return done(None)
@@ -175,7 +175,7 @@ class Roles:
     actor: Actor
     critic: Critic
     reference: Reference
-    reward: RewardModel
+    reward: RewardModels
     busy: BusyClock = field(default_factory=BusyClock)
 
 

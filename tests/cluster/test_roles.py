@@ -77,7 +77,7 @@ def one_step(roles: Roles, batch: Batch) -> dict[str, Any]:
     def ask(*futures: Future[Any]) -> list[Any]:
         return gather(*futures, deadline_s=DEADLINE_S)
 
-    (rewards,) = ask(roles.reward.rewards(batch))
+    (rewards,) = ask(*roles.reward.rewards(batch))
     old, reference, values = ask(
         roles.actor.log_probs(batch), roles.reference.log_probs(batch), roles.critic.values(batch)
     )

@@ -1,4 +1,5 @@
-"""PPO by its command on Ray + vLLM + DeepSpeed: critic, reward model, bfloat16, all on shared devices."""
+"""PPO by its command on Ray + vLLM + DeepSpeed: critic, reward models, bfloat16, all on shared devices; and a reward
+function that ends its process at one of the prompts."""
 
 from __future__ import annotations
 
@@ -21,17 +22,22 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.mark.timeout(400)
-def test_ppo_with_a_reward_model_in_bf16_on_shared_devices(tiny_folder: Path, tmp_path: Path) -> None:
+def test_ppo_with_reward_models_in_bf16_on_shared_devices(tiny_folder: Path, tmp_path: Path) -> None:
     config = ModelConfig(pretrain=str(tiny_folder))
     reward = load_score_model(str(tiny_folder), config, "score", new_head=True)
     reward.set_statistics(0.0, 0.5)
     save_model(reward, tmp_path / "reward", load_tokenizer(str(tiny_folder), config))
     rows = [{"input": f"What is {i} + {i}?"} for i in range(6)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "reward.py").write_text(
+        "import os\ndef reward_func(queries, prompts, labels):\n"
+        "    if any('4 + 4' in p for p in prompts):\n        os._exit(3)\n    return [0.25] * len(queries)\n"
+    )
     sizes = " ".join(f"--{role}_num_gpus_per_node 1" for role in ("actor", "critic", "ref", "reward"))
     out = tmp_path / "out"
     main(
-        f"--pretrain {tiny_folder} --reward_pretrain {tmp_path}/reward --normalize_reward {sizes} "
+        f"--pretrain {tiny_folder} --reward_pretrain {tmp_path}/reward,{tmp_path}/reward --normalize_reward {sizes} "
+        f"--remote_rm_url {tmp_path}/reward.py --reward_weights 1 0.5 2 --on_reward_failure drop "
         "--colocate_all_models --vllm_num_engines 1 --vllm_enable_sleep --deepspeed_enable_sleep --zero_stage 3 "
         "--bf16 --packing_samples --gradient_checkpointing --adam_offload --save_value_network "
         f"--prompt_data {tmp_path}/prompts.jsonl --num_episodes 2 --rollout_batch_size 4 --n_samples_per_prompt 2 "
@@ -45,9 +51,13 @@ def test_ppo_with_a_reward_model_in_bf16_on_shared_devices(tiny_folder: Path, tm
         assert all(math.isfinite(value) for value in step.values())
         assert step["engine_log_prob_diff"] < 0.1
         assert step["critic_loss"] > 0
+        assert step["reward/model_1"] == step["reward/model_2"] != 0
+        assert step["reward/function"] == 0.25
+        assert step["reward"] == pytest.approx(1.5 * step["reward/model_1"] + 0.5, abs=1e-5)
         for phase in ("rollout", "reward", "log_probs", "update", "sync"):  # where workers work
             assert 0 < step[f"busy/{phase}"] <= step[f"time/{phase}"]
         assert "busy/advantages" not in step
+    assert sum(step["reward/invalid"] for step in steps) == pytest.approx(2 / 4)  # one prompt of six, in both episodes
     assert list((tmp_path / "tb").rglob("events*"))
     before = AutoModelForCausalLM.from_pretrained(tiny_folder).state_dict()
     after = AutoModelForCausalLM.from_pretrained(out).state_dict()

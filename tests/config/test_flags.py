@@ -94,6 +94,7 @@ OURS: dict[type, set[str]] = {
         "eps_clip_low_high",
         "local",
         "reward_timeout",
+        "reward_weights",
         "on_reward_failure",
         "policy_loss_type",
         *("enable_vllm_is_correction", "vllm_is_correction_type", "vllm_is_truncated_threshold"),

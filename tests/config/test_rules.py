@@ -94,6 +94,10 @@ def test_good_sft(changed: dict[str, Any]) -> None:
         {"prompt_data": "a,b,c", "prompt_data_probs": "0.1,0.4,0.5"},
         {"normalize_reward": True},
         {"label_key": "label"},
+        {"reward_pretrain": "a,b"},
+        {"reward_pretrain": "a,b", "reward_weights": (0.3, 0.7), "normalize_reward": True},
+        {"reward_pretrain": "a,b", "remote_rm_url": "reward.py", "reward_weights": (0.3, 0.7, -1.0)},
+        {"reward_weights": (2.0,)},
     ],
 )
 def test_good_ppo(changed: dict[str, Any]) -> None:
@@ -425,6 +429,7 @@ EDGES = {
     "between 0 and 65535": (0, 65536),
     "0, 1, 2 or 3": (3, 4),
     "two numbers of at least 0 and below 1": ((0.0, 0.99), (0.9, 1.0)),
+    "finite numbers": ((0.5, -1.0, 2.0), (0.5, float("inf"))),
     "two numbers above 0": ((0.2, 0.3), (0.0, 0.3)),
     "two numbers of at least 0, the lower one first": ((0.0, 1.0), (-0.5, 1.0)),
     "two numbers, the lower one first": ((-1.0, 1.0), (1.0, -1.0)),
@@ -493,6 +498,28 @@ def test_bad_reward_addresses(address: str, words: list[str]) -> None:
     refused(build(PPOConfig, FILE | {"remote_rm_url": address}), words)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"remote_rm_url": "reward.py"}, ["--reward_pretrain", "--remote_rm_url", "--reward_weights"]),
+        ({"reward_weights": (1.0, 2.0)}, ["--reward_weights has 2 numbers for 1 rewards"]),
+        ({"reward_pretrain": "a,b", "reward_weights": ()}, ["--reward_weights has 0 numbers for 2 rewards"]),
+        (
+            {"reward_pretrain": "a,b", "remote_rm_url": "reward.py", "reward_weights": (1.0, 2.0)},
+            ["--reward_weights has 2 numbers for 3 rewards"],
+        ),
+        ({"reward_pretrain": "a,,b"}, ["--reward_pretrain", "comma"]),
+    ],
+)
+def test_bad_sums_of_rewards(changed: dict[str, Any], words: list[str]) -> None:
+    refused(build(PPOConfig, PPO | changed), words)
+
+
+def test_the_critic_starts_from_the_first_reward_model() -> None:
+    source = critic_source(build(PPOConfig, PPO | {"reward_pretrain": "a,b"}))
+    assert source == CriticSource("a", new_head=False)
+
+
 @pytest.mark.parametrize("flag", [{"reward_timeout": 5.0}, {"on_reward_failure": "drop"}])
 def test_flags_of_reward_functions_need_one(flag: dict[str, Any]) -> None:
     refused(build(PPOConfig, PPO | flag), [*(f"--{name}" for name in flag), "--remote_rm_url"])
@@ -516,7 +543,6 @@ def test_every_flag_that_is_not_built_is_refused(command: Any) -> None:
         (PPO | {"eval_dataset": "e"}, ["--eval_dataset is not built yet"]),
         (PPO | {"eval_steps": 3}, ["--eval_steps is not built yet"]),
         (PPO | {"max_len": 99}, ["--max_len is not built yet", "--prompt_max_len and --generate_max_len"]),
-        (PPO | {"reward_pretrain": "a,b"}, ["--reward_pretrain", "not built yet"]),
         (PPO | {"vllm_num_engines": 0}, ["--vllm_num_engines 0", "not built yet", "--local"]),
         (PPO | {"ptx_coef": 0.1}, ["--ptx_coef never had an effect"]),
         (PPO | {"perf": True}, ["--perf never had an effect"]),

@@ -159,6 +159,18 @@ def scorer(model: Path, folder: Path) -> Path:
     return folder
 
 
+def test_reward_models_and_a_function_are_summed(flags: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    """The same model twice with opposite weights is nothing, so that what is left is the function."""
+    rm = scorer(model, tmp_path / "rm")
+    flags |= {"advantage_estimator": "rloo", "num_episodes": 2}
+    alone = metrics(run(main, flags))
+    several = {"reward_pretrain": f"{rm},{rm}", "reward_weights": (3.0, -3.0, 1.0), "save_path": tmp_path / "summed"}
+    summed = metrics(run(main, flags | several))
+    assert [row["reward"] for row in summed] == pytest.approx([row["reward"] for row in alone], abs=1e-5)
+    assert all(row["reward/model_1"] == row["reward/model_2"] != 0 for row in summed)
+    assert [row["reward/function"] for row in summed] == pytest.approx([row["reward"] for row in alone], abs=1e-5)
+
+
 @pytest.mark.parametrize("estimator", ["gae", "group_norm"])
 def test_a_reward_model_teaches_as_well(flags: dict[str, Any], model: Path, tmp_path: Path, estimator: str) -> None:
     """Its normalised scores begin at mean 0 and std 1, and so do the critic's returns."""

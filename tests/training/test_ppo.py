@@ -27,7 +27,7 @@ from openrlhf.training import ppo
 from openrlhf.training.log import RunLog
 from openrlhf.training.members import CriticMember, PolicyMember, ReferenceMember
 from openrlhf.training.roles import Absent, Roles, done
-from openrlhf.types import Metrics, Prompt, Sample
+from openrlhf.types import Metrics, Prompt, Sample, collate
 from tests.models.helpers import VOCAB, build, build_scorer
 from tests.training import slow_ppo
 from tests.training.helpers import weights
@@ -337,8 +337,8 @@ def test_the_adaptive_coefficient_follows_the_measured_kl() -> None:
 
 def test_the_rewards_come_from_the_model_when_no_function_gave_them() -> None:
     class Scores:
-        def rewards(self, batch: Any) -> Future[Tensor | None]:
-            return done(batch.tokens[:, -1].float() / VOCAB)
+        def rewards(self, batch: Any) -> tuple[Future[Tensor], ...]:
+            return (done(batch.tokens[:, -1].float() / VOCAB),)
 
     config = steps_of(init_kl_coef=0)
     roles, _, _ = roles_of(config, [replace(s, reward=None, score=None) for s in package_samples()], 1)
@@ -348,6 +348,22 @@ def test_the_rewards_come_from_the_model_when_no_function_gave_them() -> None:
     last = [float(s.tokens[-1]) if len(s.tokens) == width else 0.0 for s in package_samples()]
     assert log.lines[0]["reward"] == pytest.approx(sum(last) / VOCAB / len(last), rel=1e-5)
     assert "score" not in log.lines[0]
+
+
+def test_several_rewards_are_weighed_and_summed() -> None:
+    class TwoModels:
+        def rewards(self, batch: Any) -> tuple[Future[Tensor], ...]:
+            return done(torch.arange(8.0)), done(torch.full((8,), 2.0))
+
+    config = steps_of(init_kl_coef=0)
+    samples = package_samples()
+    batch = collate(samples, 0)
+    roles, _, _ = roles_of(config, samples, 1)
+    summed, parts = ppo.add_rewards(batch, replace(roles, reward=TwoModels()), [0.5, -1.0, 2.0], 60)
+    expected = [0.5 * i - 2.0 + 2.0 * float(sample.reward) for i, sample in enumerate(samples)]
+    assert summed.rewards.tolist() == pytest.approx(expected)
+    function = sum(float(sample.reward) for sample in samples) / 8
+    assert parts == pytest.approx({"reward/model_1": 3.5, "reward/model_2": 2.0, "reward/function": function})
 
 
 def test_the_parts_of_a_reward_are_logged() -> None:
