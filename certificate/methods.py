@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 from certificate.material import FROZEN, POLICY, SCORER, VOCABULARY, noise, ragged
+from openrlhf.algorithms.policy_losses import POLICY_LOSSES
+from openrlhf.algorithms.rollout_correction import ROLLOUT_CORRECTIONS
 from openrlhf.config.groups import AlgorithmConfig, ModelConfig
+from openrlhf.models.adapters import adapter_state, with_adapter
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm, load_score_model
 from openrlhf.models.step_model import StepModel
@@ -28,7 +31,7 @@ from openrlhf.objectives.unpaired import kto_loss
 from openrlhf.training.baseline import with_kl_baseline
 from openrlhf.training.members import forward
 from openrlhf.training.roles import ForwardEngine, TrainEngine
-from openrlhf.training.update import Weigh, pair_mean, token_mean
+from openrlhf.training.update import Weigh, pair_mean, sequence_mean, token_mean
 from openrlhf.types import Batch, present
 
 EXAMPLES = 8
@@ -63,6 +66,20 @@ class Method:
 
 def policy(folder: Path, config: ModelConfig) -> CausalLM:
     return load_causal_lm(str(folder / POLICY), config)
+
+
+def adapted(*targets: str) -> Callable[[Path, ModelConfig], CausalLM]:
+    """The policy with LoRA adapters that do something: as drawn, half of each is 0."""
+
+    def load(folder: Path, config: ModelConfig) -> CausalLM:
+        generator = torch.Generator().manual_seed(0)
+        model = with_adapter(policy(folder, config), replace(config, lora_rank=4, target_modules=targets))
+        with torch.no_grad():
+            for matrix in adapter_state(model.hf).values():
+                matrix.copy_(0.1 * torch.randn(matrix.shape, generator=generator))
+        return model
+
+    return load
 
 
 def frozen_policy(folder: Path, config: ModelConfig) -> CausalLM:
@@ -110,7 +127,7 @@ def rollouts(seed: int) -> Batch:
     return batch.fill(
         advantages=noise(seed, batch, 1.0),
         old_log_probs=noise(seed + 1, batch, 0.3),
-        rollout_log_probs=noise(seed + 2, batch, 0.01),
+        rollout_log_probs=noise(seed + 2, batch, 0.3),
         values=noise(seed + 3, batch, 0.3),
         returns=noise(seed + 4, batch, 1.0),
     )
@@ -155,9 +172,8 @@ def without_frozen(function: Any, /, **settings: Any) -> Callable[[nn.Module | N
 
 def preference(**changes: Any) -> Method:
     settings = {"beta": 0.3, "label_smoothing": 0.0, "ipo": False, "nll_loss_coef": 0.0, **changes}
-    return Method(
-        policy, pairs, without_frozen(preference_loss, **settings), pair_mean, 2, frozen_policy, with_reference
-    )
+    objective = without_frozen(preference_loss, **settings)
+    return Method(policy, pairs, objective, pair_mean, 2, frozen_policy, with_reference)
 
 
 def reward(loss: str, margin: bool) -> Method:
@@ -169,9 +185,25 @@ def process(tokens: tuple[int, ...] | None, soft: bool) -> Method:
     return Method(step_model, soft_steps if soft else steps, objective)
 
 
-def reinforcement(temperature: float) -> Method:
-    objective = without_frozen(policy_loss, algorithm=ALGORITHM, temperature=temperature, kl_coef=0.3)
-    return Method(policy, rollouts, objective, load_frozen=frozen_policy, prepare=with_log_probs(temperature))
+def reinforcement(temperature: float = 1.0, **changes: Any) -> Method:
+    algorithm = replace(ALGORITHM, **changes)
+    objective = without_frozen(policy_loss, algorithm=algorithm, temperature=temperature, kl_coef=0.3)
+    weigh = sequence_mean if POLICY_LOSSES[algorithm.policy_loss_type].by_sequence else token_mean
+    return Method(policy, rollouts, objective, weigh, 1, frozen_policy, with_log_probs(temperature))
+
+
+def corrected(correction: str) -> Method:
+    return reinforcement(
+        enable_vllm_is_correction=True, vllm_is_correction_type=correction, vllm_is_truncated_threshold=(0.8, 1.2)
+    )
+
+
+# Only part of the weights trains.
+ADAPTED = {
+    "sft, LoRA": Method(adapted("all-linear"), answers, without_frozen(sft_loss)),
+    "sft, LoRA on the head": Method(adapted("lm_head", "v_proj"), answers, without_frozen(sft_loss)),
+    "dpo, LoRA": replace(preference(), load=adapted("all-linear"), load_frozen=policy),
+}
 
 
 METHODS: dict[str, Method] = {
@@ -201,5 +233,9 @@ METHODS: dict[str, Method] = {
         with_baseline,
     ),
     **{f"ppo, policy at temperature {temperature}": reinforcement(temperature) for temperature in (0.5, 1.0, 1.7)},
+    "ppo, gspo": reinforcement(policy_loss_type="gspo", eps_clip_low_high=(0.02, 0.03)),
+    "ppo, cispo": reinforcement(policy_loss_type="cispo", dual_clip=None),
+    **{f"ppo, {correction}": corrected(correction) for correction in ROLLOUT_CORRECTIONS},
     "ppo, critic": Method(scorer, rollouts, without_frozen(value_loss, value_clip=0.2), prepare=with_old_values),
+    **ADAPTED,
 }

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from deepspeed.utils import safe_get_full_grad
+from torch import Tensor, nn
 
 from certificate.engine import GradientEngine
-from certificate.methods import METHODS, Method
+from certificate.methods import ADAPTED, METHODS, Method
 from certificate.statements import worst
-from certificate.steps import WHOLE, Error, Subject, largest_error, rank_step, step, subject
+from certificate.steps import WHOLE, Error, Outcome, Subject, largest_error, rank_step, step, subject
 from certificate.table import Row
 from openrlhf.backends.deepspeed import DeepSpeedForward, DeepSpeedTrain, init_distributed
+from openrlhf.backends.deepspeed_tensor_parallel import cut_dimensions, whole
 from openrlhf.backends.local import LocalForward
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.training.fit import rank_part
 from openrlhf.training.roles import StepStats
+from openrlhf.types import Batch
 
 SEEDS = (0, 1)
-STAGES = (0, 1, 2, 3)
 
 
 def main(models: Path, out: Path, measure: Callable[[Path], Iterable[Row]]) -> None:
@@ -40,9 +44,11 @@ def main(models: Path, out: Path, measure: Callable[[Path], Iterable[Row]]) -> N
 
 
 def every_row(models: Path) -> Iterator[Row]:
+    """AutoTP comes last: it leaves traces in DeepSpeed's globals."""
     yield from data_parallel_rows(models, METHODS)
     yield from zero_rows(models, METHODS)
     yield from ring_rows(models, METHODS)
+    yield from tensor_rows(models, {name: METHODS[name] for name in METHODS if name not in ADAPTED})
 
 
 def data_parallel_rows(models: Path, methods: Mapping[str, Method]) -> Iterator[Row]:
@@ -68,61 +74,88 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def zero_rows(models: Path, methods: Mapping[str, Method]) -> Iterator[Row]:
+    text = "ZeRO stages 0, 1, 2, 3 on two ranks = plain PyTorch on one, float32"
     for name, method in methods.items():
-        config = ModelConfig(pretrain=str(models))
-        error = worst(*(sharded(method, models, config, stage, (False, True)) for stage in STAGES))
-        text = "ZeRO stages 0, 1, 2, 3 on two ranks = plain PyTorch on one, float32"
+        plans = [Plan(sharding=DeepSpeedConfig(zero_stage=stage)) for stage in range(4)]
+        error = worst(*(planned(method, models, plan) for plan in plans))
         yield Row("I5, ZeRO", text, name, error.gradient, error.metrics, 1e-5)
 
 
 def ring_rows(models: Path, methods: Mapping[str, Method]) -> Iterator[Row]:
     """The two ranks share every row; ZeRO 3 divides the weights, too."""
-    config = ModelConfig(pretrain=str(models), packing_samples=True, ring_attn_size=2)
+    text = "a ring of two ranks, ZeRO stages 0 and 3 = plain PyTorch on one, float32"
     for name, method in methods.items():
-        error = worst(*(sharded(method, models, config, stage, (True,)) for stage in (0, 3)))
-        text = "a ring of two ranks, ZeRO stages 0 and 3 = plain PyTorch on one, float32"
+        ring = {"ring_attn_size": 2, "packing_samples": True}
+        plans = [Plan(ring, DeepSpeedConfig(zero_stage=stage), packed=(True,)) for stage in (0, 3)]
+        error = worst(*(planned(method, models, plan) for plan in plans))
         yield Row("I5, ring", text, name, error.gradient, error.metrics, 1e-5)
 
 
-def sharded(method: Method, models: Path, config: ModelConfig, stage: int, packings: Sequence[bool]) -> Error:
+def tensor_rows(models: Path, methods: Mapping[str, Method]) -> Iterator[Row]:
+    text = "layers cut in two (AutoTP), ZeRO stages 0 and 2 = plain PyTorch on one rank, float32"
+    for name, method in methods.items():
+        plans = [Plan(sharding=DeepSpeedConfig(zero_stage=stage, ds_tensor_parallel_size=2)) for stage in (0, 2)]
+        error = worst(*(planned(method, models, plan) for plan in plans))
+        yield Row("I5, tensor parallel", text, name, error.gradient, error.metrics, 1e-5)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How two ranks share the work."""
+
+    model: Mapping[str, Any] = field(default_factory=dict)  # flags of ModelConfig
+    sharding: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    packed: tuple[bool, ...] = (False, True)
+
+
+def planned(method: Method, models: Path, plan: Plan) -> Error:
     batch = method.examples(0)
-    plain = GradientEngine(method.load(models, config))
-    plain_frozen = frozen = None
+    expected = alone(method, models, batch)
+    config = ModelConfig(pretrain=str(models), **plan.model)
+    frozen = None
     load_frozen = method.load_frozen
     if load_frozen is not None:
-        plain_frozen = LocalForward(load_frozen(models, config))
-        sharding = DeepSpeedConfig(zero_stage=stage)
-        frozen = DeepSpeedForward(partial(load_frozen, models, config), config, sharding, offload=False)
-    engine = DeepSpeedGradients(partial(method.load, models, config), config, stage)
-    expected = step(method, plain, plain_frozen, batch, WHOLE, packed=False)
+        frozen = DeepSpeedForward(partial(load_frozen, models, config), config, plan.sharding, offload=False)
+    engine = DeepSpeedGradients(partial(method.load, models, config), config, plan.sharding)
     rows = rank_part(batch, engine.rank, engine.world, method.rows)
-    got = [step(method, engine, frozen, rows, 2, packed) for packed in packings]
+    got = [step(method, engine, frozen, rows, 2, packed) for packed in plan.packed]
     engine.engine.model.destroy()
     if frozen is not None:
         frozen.model.destroy()
     return largest_error(expected, *got)
 
 
+def alone(method: Method, models: Path, batch: Batch) -> Outcome:
+    """The whole batch in one piece in plain PyTorch, float32."""
+    config = ModelConfig(pretrain=str(models))
+    frozen = None if method.load_frozen is None else LocalForward(method.load_frozen(models, config))
+    return step(method, GradientEngine(method.load(models, config)), frozen, batch, WHOLE, packed=False)
+
+
 class DeepSpeedGradients:
     """``DeepSpeedTrain`` at learning rate 0, which keeps the whole gradient of each step."""
 
-    def __init__(self, build, config: ModelConfig, stage: int) -> None:
-        self.engine = DeepSpeedTrain(
-            build, config, OptimConfig(max_norm=0.0), TrainConfig(), DeepSpeedConfig(zero_stage=stage), 0.0, 1000
-        )
+    def __init__(self, build: Callable[[], nn.Module], config: ModelConfig, sharding: DeepSpeedConfig) -> None:
+        self.engine = DeepSpeedTrain(build, config, OptimConfig(max_norm=0.0), TrainConfig(), sharding, 0.0, 1000)
         self.model, self.device = self.engine.model, self.engine.device
         self.rank, self.world = self.engine.rank, self.engine.world
         self.backward, self.sum_over_ranks = self.engine.backward, self.engine.sum_over_ranks
         self.gradients: list[Tensor] = []
 
     def step(self) -> StepStats:
-        from deepspeed.utils import safe_get_full_grad
-
-        whole = [(p, safe_get_full_grad(p)) for p in self.model.module.parameters()]
+        module = self.model.module
+        cut = cut_dimensions(module)
         self.gradients.append(
-            torch.cat([torch.zeros(p.shape).flatten() if g is None else g.flatten() for p, g in whole])
+            torch.cat([whole_gradient(p, cut.get(name)).flatten() for name, p in module.named_parameters()])
         )
         return self.engine.step()
+
+
+def whole_gradient(parameter: nn.Parameter, cut_along: int | None) -> Tensor:
+    part = safe_get_full_grad(parameter) if parameter.requires_grad else None
+    if part is None:  # of a weight that does not train, which may be sharded
+        return torch.zeros(parameter.ds_numel if is_zero_param(parameter) else parameter.numel())
+    return part if cut_along is None else whole(part, cut_along)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from certificate.material import POLICY, SCORER, disturb, ragged
+from certificate.methods import adapted
 from openrlhf.config.groups import ModelConfig
 from openrlhf.models.load import load_causal_lm, load_score_model, save_model
 from openrlhf.models.tiny import build_tokenizer
@@ -39,8 +41,16 @@ def score_model(head: str) -> Callable[[Path, Path, Any], tuple[Tensor, Tensor]]
     return check
 
 
+def adapter(source: Path, target: Path, tokenizer: Any) -> tuple[Tensor, Tensor]:
+    model = adapted("all-linear")(source, ModelConfig(pretrain=str(source / POLICY)))
+    save_model(model, target, tokenizer)
+    plain = AutoModelForCausalLM.from_pretrained(source / POLICY)
+    return logits(model.hf), logits(PeftModel.from_pretrained(plain, target))
+
+
 SAVED: dict[str, Callable[[Path, Path, Any], tuple[Tensor, Tensor]]] = {
     "language model": language_model,
+    "LoRA adapter, loaded by PEFT": adapter,
     "reward model": score_model("score"),
     "critic with a head named value_head": score_model("value_head"),
 }

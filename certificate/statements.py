@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from certificate.engine import GradientEngine
 from certificate.material import VOCABULARY, left_padded
 from certificate.steps import WHOLE, Error, Outcome, Subject, largest_error, prepared_step
+from openrlhf.backends.shared import SharedForward
+from openrlhf.models.adapters import is_adapted
 from openrlhf.models.causal_lm import CausalLM, TokenScores
 from openrlhf.models.distill import Teaching
 from openrlhf.models.packing import predicted, spread
@@ -77,6 +79,18 @@ def order(subject: Subject, seed: int) -> Error:
     return largest_error(subject.step(batch), *parts)
 
 
+def same_start(subject: Subject, seed: int) -> Error | None:
+    """What a run may take from its own model instead of asking another one, or twice."""
+    batch = subject.method.examples(seed)
+    if is_adapted(subject.model.hf) and subject.frozen is not None:
+        shared = replace(subject, frozen=SharedForward(GradientEngine(subject.model)))
+        return largest_error(subject.step(batch), shared.step(batch))
+    if isinstance(subject.model, CausalLM) and batch.old_log_probs is not None:
+        on_policy = prepare(subject, batch.fill(old_log_probs=torch.zeros_like(batch.old_log_probs)))
+        return largest_error(train(subject, on_policy), train(subject, on_policy.fill(old_log_probs=None)))
+    return None
+
+
 def poison(subject: Subject, seed: int) -> Error:
     """Bitwise: both steps are cut alike."""
     clean = prepared(subject, seed)
@@ -97,6 +111,11 @@ STATEMENTS: dict[str, Statement] = {
     "I4": Statement("head in chunks of 1, 2, 5, 1000 tokens = softmax of full logits", 1e-5, chunked_head),
     "I5, recomputed": Statement("activations recomputed in the backward pass = kept", 1e-5, recomputation),
     "I6": Statement("the order of the examples changes nothing", 1e-6, order),
+    "I7": Statement(
+        "reference by switching the adapter off = a copy; π_old of an on-policy step = its own log-probs",
+        1e-5,
+        same_start,
+    ),
     "I8": Statement("NaN in every masked slot changes no bit", 0.0, poison),
 }
 
@@ -129,7 +148,10 @@ class FullLogits(nn.Module):
 
 
 def prepared(subject: Subject, seed: int) -> Batch:
-    batch = subject.method.examples(seed)
+    return prepare(subject, subject.method.examples(seed))
+
+
+def prepare(subject: Subject, batch: Batch) -> Batch:
     return subject.method.prepare(batch, GradientEngine(subject.model), subject.frozen, WHOLE, False)
 
 

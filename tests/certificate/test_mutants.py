@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from certificate import saved
+from certificate import methods, saved
 from certificate.methods import METHODS
 from certificate.saved import SAVED
 from certificate.statements import STATEMENTS
 from certificate.steps import load_subject
-from openrlhf.models import attention, head, packing
-from openrlhf.training import update
+from openrlhf.models import adapters, attention, head, packing
+from openrlhf.models.load import saved_tensors
+from openrlhf.training import members, update
 from openrlhf.types import Batch
 from tests.certificate.threads import two_ranks
 
@@ -91,6 +93,16 @@ def test_a_forward_that_is_not_the_same_twice(method: str, models: Path) -> None
     assert error is not None and error.gradient > 1e-5
 
 
+def test_an_adapter_that_stays_on(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "adapter_off", lambda model: nullcontext())
+    assert notices("I7", "dpo, LoRA", models)
+
+
+def test_an_old_policy_at_another_temperature(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "forward", lambda *args, temperature=1.0: members.forward(*args, temperature=1.0))
+    assert notices("I7", "ppo, policy at temperature 0.5", models)
+
+
 @each_kind
 def test_a_weight_that_knows_its_place(method: str, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def by_place(elements: Tensor, weights: Tensor) -> Tensor:
@@ -138,7 +150,7 @@ def test_weights_that_are_rounded_on_their_way_to_disk(
     save = saved.save_model
 
     def rounded(model, folder, tokenizer):
-        weights = {name: value.bfloat16().float() for name, value in model.state_dict().items()}
+        weights = {name: value.detach().bfloat16().float() for name, value in saved_tensors(model.hf).items()}
         save(model, folder, tokenizer, weights)
 
     monkeypatch.setattr(saved, "save_model", rounded)

@@ -23,7 +23,8 @@ def test_nothing_changes_a_gradient(id: str, method: str, models: Path) -> None:
     error = statement.check(subject(METHODS[method], models), 0)
     if error is None:
         pytest.skip("says nothing about this method")
-    assert error.gradient <= min(statement.tolerance, 1e-9)  # of a gradient in float64
+    stored = id == "I7"  # log-probs of the step before are kept in float32, all else is float64
+    assert error.gradient <= (statement.tolerance if stored else min(statement.tolerance, 1e-9))
     assert error.metrics <= statement.tolerance
 
 
