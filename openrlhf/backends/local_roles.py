@@ -18,6 +18,7 @@ from openrlhf.models.adapters import with_adapter
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm
 from openrlhf.models.value_head import ScoreModel
+from openrlhf.rollout.agents import agent_of
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import RolloutEngine
 from openrlhf.rollout.sources import reward_function
@@ -103,12 +104,13 @@ class LocalRollout:
         self.tokenizer = tokenizer
         chunk = config.rollout.micro_rollout_batch_size
         self.reward_function = reward_function(config.reward, chunk, isolated=False)
+        self.agent = agent_of(config)
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
         rollout = self.config.rollout
         params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
         n = rollout.n_samples_per_prompt
-        return done(collect(prompts, self.engine, params, n, self.tokenizer, self.reward_function))
+        return done(collect(prompts, self.engine, params, n, self.tokenizer, self.reward_function, self.agent))
 
     def sync(self, version: int) -> Future[None]:
         self.engine.load_weights([], version)

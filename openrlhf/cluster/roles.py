@@ -21,6 +21,7 @@ from openrlhf.cluster.start import engine_dtype, gpus_there, start_engines, star
 from openrlhf.cluster.weight_sync import WeightSync, sync_backend
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import ranks_sharing_rows, reward_models
+from openrlhf.rollout.agents import agent_of
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
 from openrlhf.rollout.sources import reward_function
@@ -146,6 +147,7 @@ class ClusterRollout:
         self.executor = executor
         chunk = config.rollout.micro_rollout_batch_size
         self.reward_function = reward_function(config.reward, chunk, isolated=True)
+        self.agent = agent_of(config)
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
         return self.executor.submit(self._collect, prompts, seed)
@@ -167,8 +169,9 @@ class ClusterRollout:
         params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
         with self.awake():
             return collect(
-                prompts, self.engines, params, rollout.n_samples_per_prompt, self.tokenizer, self.reward_function
-            )
+                prompts, self.engines, params, rollout.n_samples_per_prompt, self.tokenizer, self.reward_function,
+                self.agent,
+            )  # fmt: skip
 
     def _sync(self, version: int) -> None:
         with self.awake(), self.weights.actor.awake():

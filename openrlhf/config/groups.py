@@ -333,6 +333,9 @@ class RolloutConfig:
     temperature: float = flag(1.0, "sampling temperature; log-probs are taken at the same")
     top_p: float = flag(1.0, "sample from the smallest set of tokens with this probability")
     num_episodes: int = flag(1, "passes over the prompts")
+    agent_func_path: str | None = flag(
+        None, "Python file that defines AgentInstance or AgentExecutor: conversations with tools or an environment"
+    )
 
 
 @dataclass(frozen=True)
@@ -349,11 +352,12 @@ class RewardConfig:
     )
     reward_timeout: float = flag(
         180.0,
-        "seconds for one call of the reward function, or for one HTTP request with its repetitions; under --local the "
-        "function runs in this process, for breakpoints, and has no limit",
+        "seconds for one call of the reward function, for one HTTP request with its repetitions, or for an agent "
+        "between two answers of the policy; under --local the function runs in this process, for breakpoints, and has "
+        "no limit",
     )
     on_reward_failure: Literal["stop", "drop"] = flag(
-        "stop", "when a reward fails for good: stop the run, or leave the sample out of the batch"
+        "stop", "when a reward or an agent fails for good: stop the run, or leave the sample out of the batch"
     )
     reward_weights: tuple[float, ...] | None = flag(
         None,

@@ -292,10 +292,11 @@ def prompt_shares(config: PPOConfig) -> None:
 
 def reward_source(config: PPOConfig) -> None:
     models, file, weights = reward_models(config), config.reward.remote_rm_url, config.reward.reward_weights
-    if not models and file is None:
+    agent = config.rollout.agent_func_path
+    if not models and file is None and agent is None:
         raise ValueError(
-            "nothing gives rewards: set --reward_pretrain (a model) or --remote_rm_url (a .py file "
-            "or the address of a server)."
+            "nothing gives rewards: set --reward_pretrain (a model), --remote_rm_url (a .py file "
+            "or the address of a server) or --agent_func_path (a .py file that holds the conversations)."
         )
     if not all(models):
         raise ValueError(f"--reward_pretrain {config.reward.reward_pretrain!r} has a comma without a name beside it.")
@@ -311,10 +312,32 @@ def reward_source(config: PPOConfig) -> None:
             "--reward_pretrain, in their order, and then one for --remote_rm_url if there is one."
         )
     for name in ("reward_timeout", "on_reward_failure"):
-        if file is None and vars(config.reward)[name] != defaults(PPOConfig)[name]:
-            raise ValueError(f"--{name} is about reward functions and servers: it needs --remote_rm_url.")
+        if file is None and agent is None and vars(config.reward)[name] != defaults(PPOConfig)[name]:
+            raise ValueError(
+                f"--{name} is about reward functions, servers and agents: it needs --remote_rm_url or "
+                "--agent_func_path."
+            )
     if config.reward.normalize_reward and not models:
         raise ValueError("--normalize_reward uses numbers stored in a reward model: it needs --reward_pretrain.")
+
+
+def agent(config: PPOConfig) -> None:
+    file, reward = config.rollout.agent_func_path, config.reward
+    if file is None:
+        return
+    if not file.endswith(".py"):
+        raise ValueError(f"--agent_func_path {file} must be a .py file that defines AgentInstance or AgentExecutor.")
+    for name in ("reward_pretrain", "remote_rm_url"):
+        if vars(reward)[name] is not None:
+            raise ValueError(
+                f"--agent_func_path and --{name} both give rewards: leave one out; an agent may ask a reward server "
+                "itself, and a critic that starts from a reward model is named by --critic_pretrain."
+            )
+    if reward.overlong_buffer_len is not None:
+        raise ValueError(
+            "--overlong_buffer_len is about the length of a single response: with --agent_func_path leave it out and "
+            "let the agent take length off its rewards."
+        )
 
 
 def reward_address(config: PPOConfig) -> None:
@@ -525,8 +548,8 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     KDConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, answers, evaluation),
     PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
-        *SHARED_RULES, prompt_shares, reward_source, reward_address, rollout_batch, estimator, surrogate, correction,
-        overlong, critic, reference, kl_horizon, local, synced_adapters, engines, workers, colocation,
+        *SHARED_RULES, prompt_shares, reward_source, agent, reward_address, rollout_batch, estimator, surrogate,
+        correction, overlong, critic, reference, kl_horizon, local, synced_adapters, engines, workers, colocation,
         colocated_engines, sleep,
     ),
     ServeRMConfig: (packages,),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
 import torch
 
 from openrlhf.config.groups import RolloutConfig
+from openrlhf.rollout.agents import Agent
+from openrlhf.rollout.conversations import hold_conversations
 from openrlhf.rollout.engine import Completion, RolloutEngine, SamplingParams
-from openrlhf.rollout.rewards import RewardFailed, RewardFunction, call_reward_function
+from openrlhf.rollout.rewards import RewardFunction, call_reward_function, tell_failures
 from openrlhf.types import Prompt, Sample
-
-log = logging.getLogger(__name__)
 
 
 def sampling_params(rollout: RolloutConfig, stop_token_ids: tuple[int, ...], seed: int) -> SamplingParams:
@@ -33,15 +32,19 @@ def collect(
     n_samples: int,
     tokenizer: Any,
     reward_function: RewardFunction | None,
+    agent: Agent | None = None,
 ) -> list[Sample]:
     """``n_samples`` samples a prompt, next to each other, in the order of the prompts.
 
-    Rewards are set when there is a reward function; otherwise a reward model sets them later. Samples whose reward
-    failed are left out. Raises RewardFailed when that is all of them.
+    Rewards are set when there is an agent, which then holds the conversations, or a reward function; otherwise a
+    reward model sets them later. Samples whose reward failed are left out. Raises RewardFailed when that is all of
+    them.
     """
     # The group is the place in this list, not the prompt's id: a batch that reaches into the next episode may hold a
     # prompt twice, and those are two groups.
     asked = [(group, prompt) for group, prompt in enumerate(prompts) for _ in range(n_samples)]
+    if agent is not None:
+        return hold_conversations(agent, asked, engine, params, tokenizer)
     completions = engine.generate([prompt.tokens for _, prompt in asked], params)
     samples = [make_sample(p, completion, group) for (group, p), completion in zip(asked, completions, strict=True)]
     return samples if reward_function is None else with_rewards(samples, reward_function, tokenizer)
@@ -70,11 +73,7 @@ def with_rewards(samples: list[Sample], function: RewardFunction, tokenizer: Any
     """
     queries = [tokenizer.decode(s.tokens.tolist(), skip_special_tokens=False) for s in samples]
     answer = call_reward_function(function, queries, [s.prompt for s in samples], [s.label for s in samples])
-    if answer.failures:
-        why = next(iter(answer.failures.values()))
-        if len(answer.failures) == len(samples):
-            raise RewardFailed(f"none of {len(samples)} samples got a reward: {why}")
-        log.warning("%d of %d samples got no reward and are left out: %s", len(answer.failures), len(samples), why)
+    tell_failures(answer.failures, len(samples))
     for i, sample in enumerate(samples):
         sample.reward = answer.rewards[i]
         sample.score = answer.scores[i]

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import logging
 import math
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 RewardFunction = Callable[..., Any]
 Texts = Sequence[str]
@@ -44,17 +47,22 @@ def load_reward_function(file: str) -> RewardFunction:
 
     Raises RewardFailed when the file or the function is missing.
     """
-    path = Path(file)
-    spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise RewardFailed(f"--remote_rm_url {file}: no such Python file; give the path of a file with reward_func")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
-    spec.loader.exec_module(module)
-    function = vars(module).get("reward_func")
+    function = run_user_file(file, "--remote_rm_url", "reward_func").get("reward_func")
     if not callable(function):
         raise RewardFailed(f"--remote_rm_url {file}: the file must define reward_func(queries, prompts, labels)")
     return function
+
+
+def run_user_file(file: str, flag: str, content: str) -> dict[str, Any]:
+    """What the Python file of ``flag`` defines, by name. Raises RewardFailed when there is none."""
+    path = Path(file)
+    spec = importlib.util.spec_from_file_location(f"file_of_{flag.strip('-')}_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise RewardFailed(f"{flag} {file}: no such Python file; give the path of a file with {content}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
+    spec.loader.exec_module(module)
+    return vars(module)
 
 
 def call_reward_function(function: RewardFunction, queries: Texts, prompts: Texts, labels: Texts) -> Rewards:
@@ -83,6 +91,16 @@ def as_rewards(answer: Any, count: int) -> Rewards:
 def failed(count: int, why: str) -> Rewards:
     """``count`` samples without a reward."""
     return Rewards([math.nan] * count, [math.nan] * count, {}, dict.fromkeys(range(count), why))
+
+
+def tell_failures(failures: Mapping[int, str], count: int) -> None:
+    """Warn of those of ``count`` samples that have no reward. Raises RewardFailed when none has one."""
+    if not failures:
+        return
+    why = next(iter(failures.values()))
+    if len(failures) == count:
+        raise RewardFailed(f"none of {count} samples got a reward: {why}")
+    log.warning("%d of %d samples got no reward and are left out: %s", len(failures), count, why)
 
 
 def joined(parts: Sequence[Rewards]) -> Rewards:

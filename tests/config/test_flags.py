@@ -93,6 +93,7 @@ OURS: dict[type, set[str]] = {
         "dual_clip",
         "eps_clip_low_high",
         "local",
+        "agent_func_path",
         "reward_timeout",
         "reward_weights",
         "on_reward_failure",

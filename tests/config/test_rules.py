@@ -44,6 +44,7 @@ FILE = {**PPO, "reward_pretrain": None, "remote_rm_url": "reward.py"}
 GROUPS = {"advantage_estimator": "rloo", "n_samples_per_prompt": 4}
 RING = {"ring_attn_size": 2, "packing_samples": True}
 SHARED = {"colocate_all_models": True, "vllm_num_engines": 4}
+AGENT = {**PPO, "reward_pretrain": None, "agent_func_path": "agent.py"}
 LOCAL = {"pretrain": "model", "prompt_data": "p.jsonl", "remote_rm_url": "reward.py", "local": True}
 COMMANDS: dict[type[Command], dict[str, Any]] = {
     SFTConfig: SFT,
@@ -333,6 +334,10 @@ def test_bad_batch_inference(changed: dict[str, Any], words: list[str]) -> None:
         (PPO | {"reward_pretrain": None}, ["--reward_pretrain", "--remote_rm_url"]),
         (PPO | {"remote_rm_url": "reward.py"}, ["--reward_pretrain", "--remote_rm_url", "leave one out"]),
         (FILE | {"remote_rm_url": "reward.txt"}, ["--remote_rm_url 'reward.txt'", ".py"]),
+        (FILE | {"agent_func_path": "agent.py"}, ["--agent_func_path", "--remote_rm_url", "leave one out"]),
+        (PPO | {"agent_func_path": "agent.py"}, ["--agent_func_path", "--reward_pretrain", "leave one out"]),
+        (AGENT | {"agent_func_path": "agent"}, ["--agent_func_path agent must be a .py file"]),
+        (AGENT | {"overlong_buffer_len": 8}, ["--overlong_buffer_len", "--agent_func_path"]),
         (FILE | {"normalize_reward": True}, ["--normalize_reward", "--reward_pretrain"]),
         (PPO | {"rollout_batch_size": 100}, ["--rollout_batch_size", "100 samples", "--train_batch_size 128"]),
         (PPO | {"prompt_data_probs": "0.2,0.8"}, ["--prompt_data_probs", "--prompt_data"]),
@@ -518,6 +523,10 @@ def test_bad_sums_of_rewards(changed: dict[str, Any], words: list[str]) -> None:
 def test_the_critic_starts_from_the_first_reward_model() -> None:
     source = critic_source(build(PPOConfig, PPO | {"reward_pretrain": "a,b"}))
     assert source == CriticSource("a", new_head=False)
+
+
+def test_an_agent_gives_the_rewards() -> None:
+    check(build(PPOConfig, AGENT | {"reward_timeout": 5.0, "on_reward_failure": "drop"}))
 
 
 @pytest.mark.parametrize("flag", [{"reward_timeout": 5.0}, {"on_reward_failure": "drop"}])
