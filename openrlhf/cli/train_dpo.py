@@ -27,6 +27,7 @@ def run(config: DPOConfig) -> None:
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.models.vocabulary import check_same_tokens
+    from openrlhf.objectives.balance import balanced, each_pair
     from openrlhf.objectives.preference import preference_loss
     from openrlhf.training.fit import Task
     from openrlhf.training.members import forward
@@ -63,7 +64,7 @@ def run(config: DPOConfig) -> None:
         nll_loss_coef=preference.nll_loss_coef,
         packed=model.packing_samples,
     )
-    task = Task(objective, pair_mean, rows=2, prepare=with_reference)
+    task = Task(balanced(objective, model.aux_loss_coef, each_pair), pair_mean, rows=2, prepare=with_reference)
     train(config, "dpo", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)
 

@@ -29,6 +29,7 @@ def run(config: KDConfig) -> None:
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.models.teacher import Teacher
     from openrlhf.models.vocabulary import check_same_tokens
+    from openrlhf.objectives.balance import balanced, each_token
     from openrlhf.objectives.distillation import kd_loss
     from openrlhf.training.fit import Task
     from openrlhf.types import Sample
@@ -57,7 +58,8 @@ def run(config: KDConfig) -> None:
         "--teacher_offload",
     )
     objective = partial(kd_loss, teacher=teacher.model, kd_coef=distillation.kd_coef, packed=model.packing_samples)
-    train(config, "kd", engine, Task(objective), samples, evaluation, tokenizer)
+    task = Task(balanced(objective, model.aux_loss_coef, each_token))
+    train(config, "kd", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)
 
 

@@ -25,6 +25,7 @@ def run(config: KTOConfig) -> None:
     from openrlhf.data.unpaired import TITLES, unpaired_samples
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.objectives.balance import balanced, each_labelled
     from openrlhf.objectives.unpaired import kto_loss
     from openrlhf.training.baseline import with_kl_baseline
     from openrlhf.training.fit import Task
@@ -56,7 +57,7 @@ def run(config: KTOConfig) -> None:
         undesirable_weight=kto.undesirable_loss_weight,
         packed=model.packing_samples,
     )
-    task = Task(objective, pair_mean, rows=2, prepare=with_reference)
+    task = Task(balanced(objective, model.aux_loss_coef, each_labelled), pair_mean, rows=2, prepare=with_reference)
     train(config, "kto", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)
 

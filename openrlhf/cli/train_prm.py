@@ -25,6 +25,7 @@ def run(config: PRMConfig) -> None:
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.models.step_model import StepModel
+    from openrlhf.objectives.balance import balanced, each_token
     from openrlhf.objectives.process import step_loss
     from openrlhf.training.fit import Task
     from openrlhf.types import Sample
@@ -48,7 +49,8 @@ def run(config: PRMConfig) -> None:
     engine = train_engine(
         config, lambda: with_adapter(StepModel(load_causal_lm(model.pretrain, model).hf), model), len(samples)
     )
-    task = Task(partial(step_loss, tokens=labels.tokens, soft=labels.soft, packed=model.packing_samples))
+    objective = partial(step_loss, tokens=labels.tokens, soft=labels.soft, packed=model.packing_samples)
+    task = Task(balanced(objective, model.aux_loss_coef, each_token))
     train(config, "prm", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)
 

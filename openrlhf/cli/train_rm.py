@@ -27,6 +27,7 @@ def run(config: RMConfig) -> None:
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_score_model, load_tokenizer
     from openrlhf.models.value_head import ScoreModel
+    from openrlhf.objectives.balance import balanced, each_pair
     from openrlhf.objectives.reward import pair_loss
     from openrlhf.training.fit import Task
     from openrlhf.training.scores import score_statistics
@@ -64,7 +65,8 @@ def run(config: RMConfig) -> None:
         fp32=loss.compute_fp32_loss,
         packed=model.packing_samples,
     )
-    train(config, "rm", engine, Task(objective, pair_mean, rows=2), samples, evaluation, tokenizer)
+    task = Task(balanced(objective, model.aux_loss_coef, each_pair), pair_mean, rows=2)
+    train(config, "rm", engine, task, samples, evaluation, tokenizer)
     judged = evaluation or samples[: 2 * max(1, int(STATISTICS_SHARE * len(samples) / 2))]
     micro = 2 * config.train.micro_train_batch_size
     mean, std = score_statistics(engine, judged, micro, model.packing_samples, tokenizer.pad_token_id)

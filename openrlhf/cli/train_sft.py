@@ -23,6 +23,7 @@ def run(config: SFTConfig) -> None:
     from openrlhf.data.sft import sft_samples
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.objectives.balance import balanced, each_token
     from openrlhf.objectives.language import sft_loss
     from openrlhf.training.fit import Task
     from openrlhf.types import Sample
@@ -39,7 +40,7 @@ def run(config: SFTConfig) -> None:
         preview(config, tokenizer, samples, dataset.max_len)
         return
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples))
-    task = Task(partial(sft_loss, packed=model.packing_samples))
+    task = Task(balanced(partial(sft_loss, packed=model.packing_samples), model.aux_loss_coef, each_token))
     train(config, "sft", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)
 

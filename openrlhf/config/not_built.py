@@ -9,7 +9,6 @@ from openrlhf.config.commands import Command, PPOConfig, defaults, flat
 
 # Flag → why any value but its default is refused.
 NOT_BUILT: dict[str, str] = {
-    "aux_loss_coef": "is not built yet: leave it out and train without a load-balancing loss.",
     "train_split": "never had an effect: use --dataset_split.",
     "eval_temperature": "is not built yet, as --eval_dataset is not for this command: leave it out.",
     "eval_n_samples_per_prompt": "is not built yet, as --eval_dataset is not for this command: leave it out.",

@@ -165,6 +165,15 @@ def four_bits(config: TrainCommand) -> None:
         )
 
 
+def balance(config: TrainCommand) -> None:
+    model = config.model
+    if model.aux_loss_coef > 0 and model.gradient_checkpointing and model.gradient_checkpointing_use_reentrant:
+        raise ValueError(
+            "--aux_loss_coef reads the routers inside of the layers, which --gradient_checkpointing_use_reentrant cuts "
+            "off: leave that out."
+        )
+
+
 def adapters(config: TrainCommand) -> None:
     if config.model.lora_rank > 0:
         return
@@ -537,7 +546,7 @@ def sleep(config: PPOConfig) -> None:
 
 
 SHARED_RULES = (
-    template, scheduler, ring, tensor_parallel, micro_batches, packages, four_bits, adapters, checkpoints,
+    template, scheduler, ring, tensor_parallel, micro_batches, packages, four_bits, adapters, balance, checkpoints,
 )  # fmt: skip
 # Each command's rules, in the order in which they are asked; their argument is of that command's type.
 RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {

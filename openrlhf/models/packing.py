@@ -6,14 +6,17 @@ not know the difference. On a ring a rank has the states of its own slice only; 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from openrlhf.models.attention import no_attention_mask
-from openrlhf.models.ring_attention import Ring, Slice, cut
+from openrlhf.models.experts import Balance, balance, experts_per_token, record_of
+from openrlhf.models.ring_attention import Ring, cut
 from openrlhf.types import Batch
+
+Options = dict[str, Any]  # further arguments of the decoder
 
 
 class Hidden(NamedTuple):
@@ -27,34 +30,47 @@ class Hidden(NamedTuple):
 
 def decode(decoder: nn.Module, batch: Batch, packed: bool, ring: Ring | None = None) -> Hidden:
     """Hidden states of every attended token of ``batch``, or of this rank's share of them."""
+    record = record_of(decoder)
+    options: Options = {}
+    if record is not None:
+        top_k = experts_per_token(decoder)
+        options["output_router_logits"] = True
     if ring is not None:
-        return _decode_slice(decoder, batch, ring)
-    return _decode_packed(decoder, batch) if packed else _decode_padded(decoder, batch)
+        output, slots = _decode_slice(decoder, batch, ring, options)
+    else:
+        output, slots = (_decode_packed if packed else _decode_padded)(decoder, batch, options)
+    hidden = Hidden(output.last_hidden_state.flatten(0, 1), slots)
+    if record is not None:
+        mask = batch.attention_mask
+        elements = balance(output.router_logits, top_k, slots, mask & hidden.here(slots), batch.lengths, ring)
+        record.balances.append(Balance(elements, mask))
+    return hidden
 
 
-def _decode_padded(decoder: nn.Module, batch: Batch) -> Hidden:
+def _decode_padded(decoder: nn.Module, batch: Batch, options: Options) -> tuple[Any, Tensor]:
     output = decoder(
         input_ids=batch.tokens,
         attention_mask=batch.attention_mask.long(),
         position_ids=positions(batch.attention_mask).clamp(min=0),
         use_cache=False,
+        **options,
     )
     slots = torch.arange(batch.tokens.numel(), device=batch.tokens.device).view(batch.tokens.shape)
-    return Hidden(output.last_hidden_state.flatten(0, 1), slots)
+    return output, slots
 
 
-def _decode_packed(decoder: nn.Module, batch: Batch) -> Hidden:
+def _decode_packed(decoder: nn.Module, batch: Batch, options: Options) -> tuple[Any, Tensor]:
     """All rows after each other in one row of N tokens; positions restart with each row."""
     mask = batch.attention_mask
     borders = nn.functional.pad(batch.lengths.cumsum(0), (1, 0)).to(torch.int32)
     longest = int(batch.lengths.max())
-    states = _decode_row(
-        decoder, batch.tokens[mask], positions(mask)[mask], (borders, borders), (longest, longest), None
+    output = _decode_row(
+        decoder, batch.tokens[mask], positions(mask)[mask], (borders, borders), (longest, longest), options
     )
-    return Hidden(states, _packed_slots(mask))
+    return output, _packed_slots(mask)
 
 
-def _decode_slice(decoder: nn.Module, batch: Batch, ring: Ring) -> Hidden:
+def _decode_slice(decoder: nn.Module, batch: Batch, ring: Ring, options: Options) -> tuple[Any, Tensor]:
     """This rank's slice of the packed row; a sample of padding at the end makes the row divide evenly."""
     mask, lengths = batch.attention_mask, batch.lengths.tolist()
     padding = -sum(lengths) % ring.size
@@ -64,8 +80,9 @@ def _decode_slice(decoder: nn.Module, batch: Batch, ring: Ring) -> Hidden:
     position = torch.cat([positions(mask)[mask], torch.arange(padding, device=mask.device)])[mine]
     each = (part.lengths, part.key_lengths)
     borders = tuple(torch.tensor([0, *n], device=mask.device).cumsum(0).to(torch.int32) for n in each)
-    states = _decode_row(decoder, tokens, position, borders, (max(each[0]), max(each[1])), part)
-    return Hidden(states, _packed_slots(mask) - part.start)
+    options = {**options, "ring_slice": part}
+    output = _decode_row(decoder, tokens, position, borders, (max(each[0]), max(each[1])), options)
+    return output, _packed_slots(mask) - part.start
 
 
 def _decode_row(
@@ -74,13 +91,12 @@ def _decode_row(
     position: Tensor,
     borders: tuple[Tensor, ...],
     longest: tuple[int, int],
-    ring_slice: Slice | None,
-) -> Tensor:
-    """(n, H) states of n tokens. The attention functions get the borders of queries and keys as ``cu_seq_lens``. There
+    options: Options,
+) -> Any:
+    """n tokens as one row. The attention functions get the borders of queries and keys as ``cu_seq_lens``. There
     must be no mask and no cache: with either, Transformers lets the samples see each other."""
-    ring: dict[str, Slice] = {} if ring_slice is None else {"ring_slice": ring_slice}
     with no_attention_mask():
-        output = decoder(
+        return decoder(
             input_ids=tokens[None],
             attention_mask=None,
             position_ids=position[None],
@@ -89,10 +105,8 @@ def _decode_row(
             cu_seq_lens_k=borders[1],
             max_length_q=longest[0],
             max_length_k=longest[1],
-            **ring,
+            **options,
         )
-    states: Tensor = output.last_hidden_state[0]
-    return states
 
 
 def _packed_slots(mask: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from openrlhf.config.derived import CriticSource
 from openrlhf.models.adapters import with_adapter
 from openrlhf.models.load import load_score_model
 from openrlhf.models.value_head import ScoreModel
+from openrlhf.objectives.balance import balanced, each_token
 from openrlhf.objectives.reinforcement import policy_loss, value_loss
 from openrlhf.training.roles import ForwardEngine, TrainEngine
 from openrlhf.training.update import sequence_mean, token_mean, update
@@ -42,7 +43,7 @@ class PolicyMember:
         return update(
             self.engine,
             batch,
-            objective,
+            balanced(objective, self.config.model.aux_loss_coef, each_token),
             train.train_batch_size,
             train.micro_train_batch_size,
             train.max_epochs,

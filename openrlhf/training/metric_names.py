@@ -12,6 +12,8 @@ METRICS: dict[str, str] = {
     "epoch": "passes over the data, counting from 0",
     # answers of the data
     "nll": "mean −log π per token; of pairs per token of the chosen answer, mean over the pairs",
+    "aux_loss": "balance of a mixture's experts, of which --aux_loss_coef is in the loss: the number of experts that a "
+    "token goes to where they share the tokens evenly, more where they do not",
     "distill": "mean cross-entropy of the model under the teacher's distribution, nats per token",
     # rollouts
     "reward": "mean outcome reward of the samples, before shaping and clipping",

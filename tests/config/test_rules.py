@@ -590,6 +590,11 @@ def test_refused_flags_and_sentences() -> None:
         (KTOConfig, {"lora_rank": 4, "ref_offload": True}, ["--ref_offload", "leave --ref_offload out"]),
         (PPOConfig, {"lora_rank": 4}, ["--lora_rank", "not built yet", "--local"]),
         (SFTConfig, {"load_in_4bit": True}, ["--load_in_4bit", "--lora_rank"]),
+        (
+            KDConfig,
+            {"aux_loss_coef": 0.1, "gradient_checkpointing": True, "gradient_checkpointing_use_reentrant": True},
+            ["--aux_loss_coef", "--gradient_checkpointing_use_reentrant"],
+        ),
         (RMConfig, {"load_in_4bit": True, "lora_rank": 4, "zero_stage": 3}, ["--load_in_4bit", "--zero_stage 2"]),
     ],
 )
