@@ -29,6 +29,7 @@ try:
 except ImportError as error:
     raise ImportError('DeepSpeed is not installed: pip install "openrlhf[deepspeed]"') from error
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from deepspeed.utils import set_z3_leaf_module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
@@ -308,7 +309,20 @@ def _load(build: Callable[[], Wrapped], config: dict[str, Any]) -> Wrapped:
         unset_hf_deepspeed_config()
         del alive
     restore_buffers(module.hf)
+    for part in parts_called_unequally(module.hf):
+        set_z3_leaf_module(part, True)
     return module
+
+
+def parts_called_unequally(hf: PreTrainedModel) -> Iterator[nn.Module]:
+    """Modules whose children run as often as the data say: heads with an adapter, which see a chunk of tokens at a
+    time, and lists of experts. Stage 3 must gather such a part as a whole, or ranks would wait for each other."""
+    head = hf.get_output_embeddings()
+    if head is not None and any(head.children()):
+        yield head
+    for module in hf.modules():
+        if any(name == "experts" and isinstance(child, nn.ModuleList) for name, child in module.named_children()):
+            yield module
 
 
 def restore_buffers(hf: PreTrainedModel) -> None:

@@ -32,7 +32,7 @@ def with_adapter(model: Model, config: ModelConfig) -> Model:
     """``model`` with the adapter of ``--lora_rank``, everything else frozen; with rank 0 the model as it is.
 
     The head of a score model trains whole and is saved with the adapter. Raises ValueError for ``--target_modules``
-    that the model has not.
+    that the model has not, and for what PEFT refuses.
     """
     if config.lora_rank == 0:
         return model
@@ -48,7 +48,10 @@ def with_adapter(model: Model, config: ModelConfig) -> Model:
         target_modules=ALL_LINEAR if config.target_modules == (ALL_LINEAR,) else list(config.target_modules),
         modules_to_save=[HEAD] if scores else None,
     )
-    inject_adapter_in_model(lora, hf)
+    try:
+        inject_adapter_in_model(lora, hf)
+    except ValueError as error:
+        raise ValueError(f"--lora_rank: PEFT cannot put this adapter into the model ({error})") from error
     if config.gradient_checkpointing and config.gradient_checkpointing_use_reentrant:
         hf.enable_input_require_grads()  # the reentrant form recomputes only what has an input that needs a gradient
     return model
