@@ -145,7 +145,7 @@ def test_zero_3_trains_and_saves_the_adapter_that_one_process_does(folder: Path,
 def test_steps_too_small_for_bfloat16_add_up(folder: Path, stage: int) -> None:
     weight = torch.load(folder / "results.pt")[f"small steps, stage {stage}"]
     assert weight.dtype == torch.bfloat16
-    assert float(weight.ne(1).float().mean()) > 0.7  # the rest has a gradient whose sign changes
+    assert float(weight.ne(1).float().mean()) > 0.3  # none without float32 masters; of some the gradient turns around
 
 
 def test_in_one_process_a_thousand_steps_of_a_millionth_move_a_weight(tmp_path: Path) -> None:
