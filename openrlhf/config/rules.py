@@ -187,9 +187,8 @@ def checkpoints(config: TrainCommand) -> None:
     kept = config.checkpoint
     if kept.save_steps > 0 and kept.disable_ds_ckpt and not kept.save_hf_ckpt:
         raise ValueError("--disable_ds_ckpt leaves nothing to write every --save_steps: give --save_hf_ckpt too.")
-    for flag, given in {"save_hf_ckpt": kept.save_hf_ckpt, "disable_ds_ckpt": kept.disable_ds_ckpt}.items():
-        if given and kept.save_steps < 0:
-            raise ValueError(f"--{flag} says what a checkpoint holds: say with --save_steps how often to write one.")
+    if kept.disable_ds_ckpt and kept.save_steps < 0:
+        raise ValueError("--disable_ds_ckpt says what a checkpoint holds: give --save_steps too.")
     if kept.use_ds_universal_ckpt and not kept.load_checkpoint:
         raise ValueError("--use_ds_universal_ckpt says how a checkpoint is loaded: give --load_checkpoint too.")
 

@@ -70,6 +70,7 @@ COMMANDS: dict[type[Command], dict[str, Any]] = {
         {"dataset": "a.jsonl,b.jsonl", "dataset_probs": "0.3,0.7"},
         {"input_template": None},
         {"eval_dataset": "c.jsonl", "eval_steps": 5},
+        {"save_hf_ckpt": True},
         {"max_norm": 0.0, "learning_rate": 0.0},
     ],
 )
@@ -129,7 +130,6 @@ def test_good_ppo(changed: dict[str, Any]) -> None:
         ),
         ({"eval_steps": 5}, ["--eval_steps", "--eval_dataset"]),
         ({"save_steps": 5, "disable_ds_ckpt": True}, ["--disable_ds_ckpt", "--save_hf_ckpt"]),
-        ({"save_hf_ckpt": True}, ["--save_hf_ckpt", "--save_steps"]),
         ({"disable_ds_ckpt": True}, ["--disable_ds_ckpt", "--save_steps"]),
         ({"use_ds_universal_ckpt": True}, ["--use_ds_universal_ckpt", "--load_checkpoint"]),
     ],

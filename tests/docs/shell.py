@@ -12,8 +12,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("openrlhf", "python", "deepspeed", "torchrun", "ray", "make", "pip", "srun", "scontrol")
-TOOLS = ("bash", "dirname", "head", "mkdir", "mv")  # the real ones, for scripts
+PROGRAMS = ("openrlhf", "python", "python3", "deepspeed", "torchrun", "ray", "make", "pip", "srun", "scontrol")
+TOOLS = ("bash", "dirname", "head", "mkdir", "mv", "rm")  # the real ones, for scripts
 WORD, COMMAND = "\0", "\1"
 
 
@@ -63,9 +63,14 @@ def without_launcher(words: list[str]) -> list[str] | None:
     if words[:3] == ["ray", "job", "submit"]:
         return without_launcher(words[words.index("--") + 1 :])
     if words[0] == "srun":
-        return without_launcher(words[words.index("torchrun") :])
+        return without_launcher(run_by_srun(words))
     for place, word in enumerate(words):
         if word.startswith("openrlhf.cli."):
             assert words[place - 1] == ("--module" if words[0] == "deepspeed" else "-m"), words
             return words[place:]
     return None
+
+
+def run_by_srun(words: list[str]) -> list[str]:
+    """The program with its words, behind the options of srun, which are written ``--name=value``."""
+    return next(words[place:] for place in range(1, len(words)) if not words[place].startswith("--"))

@@ -30,7 +30,7 @@ from openrlhf.config.commands import (
 )
 from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN
 from openrlhf.config.parse import read, write_yaml
-from tests.docs.shell import ROOT, bash_blocks, commands_of, without_launcher
+from tests.docs.shell import ROOT, bash_blocks, commands_of, run_by_srun, without_launcher
 
 MODULES = {module: verb for verb, (module, _) in VERBS.items()}
 CONFIGS: dict[str, type[Command]] = {
@@ -98,6 +98,11 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         assert started
         assert not {word.removeprefix("--").partition("=")[0] for word in rest} & unbuilt(verb), words
         assert all(Path(file).is_file() for file in python_files(rest)), words
+    elif words[0] == "srun":
+        program = run_by_srun(words)
+        assert program[:2] in (["ray", "start"], ["python3", "-c"]), words
+    elif words[0] == "ray":
+        assert words[1] in ("start", "get-auth-token"), words
     elif words[0] == "scontrol":
         assert words[1:3] == ["show", "hostnames"], words
     elif words[0] == "make":
@@ -160,6 +165,25 @@ def test_the_number_of_gpus_in_the_readme() -> None:
     assert said is not None
     words = command.replace("\\\n", " ").split()
     assert plan(read(PPOConfig, words[words.index("openrlhf.cli.train_ppo_ray") + 1 :])).devices == int(said[1])
+
+
+RL_SCRIPTS = [path for path in SCRIPTS if re.match(r"train_(ppo|reinforce|grpo)", path.name)]
+
+
+@pytest.mark.parametrize("script", RL_SCRIPTS, ids=lambda path: path.name)
+def test_the_number_of_gpus_of_a_script(script: Path, folder: Path) -> None:
+    """As its own text and the page of scripts have it."""
+    commands = commands_of(str(script.relative_to(ROOT)), folder)
+    (words,) = [rest for rest in map(without_launcher, commands) if rest is not None]
+    gpus = plan(read(PPOConfig, words[1:])).devices
+    assert re.search(rf"^#.* {gpus} GPUs", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    page = (ROOT / "docs/scripts.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| `{script.name}` \| .* \| {gpus} \|$", page, flags=re.MULTILINE)
+
+
+def test_the_page_of_scripts_has_them_all() -> None:
+    named = re.findall(r"`(\w+\.sh)`", (ROOT / "docs/scripts.md").read_text(encoding="utf-8"))
+    assert set(named) == {path.name for path in (ROOT / "examples/scripts").glob("*.sh")}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
