@@ -92,13 +92,15 @@ def _parts(urls: Sequence[str], count: int, chunk: int) -> Iterator[tuple[str, s
 async def _ask_until(
     client: httpx2.AsyncClient, url: str, body: Mapping[str, Texts], timeout_s: float, silent: dict[str, str]
 ) -> bytes:
-    until, pause = time.monotonic() + timeout_s, FIRST_PAUSE
+    until, pause, reason = time.monotonic() + timeout_s, FIRST_PAUSE, ""
     while url not in silent:
         try:
             async with asyncio.timeout(until - time.monotonic()):
                 return await _post(client, url, body)
         except (Again, httpx2.TransportError, TimeoutError) as error:
-            reason, after = _reason(error), error.after if isinstance(error, Again) else 0.0
+            after = error.after if isinstance(error, Again) else 0.0
+            if not (reason and isinstance(error, TimeoutError)):  # what it said before says more than its silence
+                reason = _reason(error)
         wait = max(pause * jitter.uniform(0.5, 1.0), min(after, LONGEST_PAUSE))
         if time.monotonic() + wait > until:
             silent[url] = f"--remote_rm_url {url} gave no rewards within {timeout_s:g} s: {reason}"

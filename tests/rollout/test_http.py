@@ -202,17 +202,17 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 )
 @pytest.mark.parametrize("drop", [False, True])
 def test_what_does_not_pass_ends_in_time(trouble: Answer, reason: str, drop: bool) -> None:
-    sentence = r"--remote_rm_url {} gave no rewards within 0.5 s: {}"
+    sentence = r"--remote_rm_url {} gave no rewards within 2 s: {}"
     with serving(trouble) as server:
         expected = sentence.format(server.url, reason)
         if not drop:
             with pytest.raises(RewardFailed, match=expected):
-                ask([server.url], timeout_s=0.5)
+                ask([server.url], timeout_s=2.0)
             return
         with serving(lengths) as good:
-            answer = ask([server.url, good.url], count=60, timeout_s=0.5, drop=True, chunk=1)
+            answer = ask([server.url, good.url], count=60, timeout_s=2.0, drop=True, chunk=1)
         assert answer.failures.keys() == set(range(30))
-        assert all(f"{server.url} gave no rewards within 0.5 s: " in why for why in answer.failures.values())
+        assert all(f"{server.url} gave no rewards within 2 s: " in why for why in answer.failures.values())
         assert all(map(math.isnan, answer.rewards[:30])) and answer.rewards[30:] == [float(n) for n in range(30, 60)]
         assert len({len(a["query"][0]) for a in server.asked}) <= http.AT_ONCE  # the rest was not asked for
 
@@ -230,7 +230,7 @@ def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(RewardFailed, match=r"http://nowhere/ gave no rewards .*nowhere is not found .Name or service"):
-        ask(["http://nowhere/"], timeout_s=0.2)
+        ask(["http://nowhere/"], timeout_s=2.0)
 
 
 @pytest.mark.parametrize(
