@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source, reward_models, role_sizes
+from openrlhf.config.derived import critic_source, reward_models, role_sizes, rollouts_ahead
 from openrlhf.config.identity import decisive
 from openrlhf.config.parse import flat, parse, write_yaml
 
@@ -95,6 +95,8 @@ def warn(config: PPOConfig) -> None:
         print("--use_kl_loss with --kl_estimator k1: its gradient is zero on average; k2 or k3 is what you want")
     if algorithm.policy_loss_type == "gspo" and max(algorithm.eps_clip_low_high or (algorithm.eps_clip,)) >= 0.1:
         print("--policy_loss_type gspo: the ratio of a whole answer hardly leaves 1; its paper clips at 3e-4 and 4e-4")
+    if rollouts_ahead(config.rollout) and not algorithm.enable_vllm_is_correction:
+        print("--async_train: samples are older than the policy; --enable_vllm_is_correction takes that into account")
 
 
 def read_prompts(config: PPOConfig) -> tuple[Any, list[Prompt]]:

@@ -22,11 +22,12 @@ from openrlhf.cluster.weight_sync import WeightSync, sync_backend
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import ranks_sharing_rows, reward_models
 from openrlhf.rollout.agents import agent_of
-from openrlhf.rollout.collect import collect, sampling_params
+from openrlhf.rollout.collect import collect, sampling_params, with_rewards
 from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
+from openrlhf.rollout.rewards import RewardFunction
 from openrlhf.rollout.sources import reward_function
 from openrlhf.training.busy import BusyClock
-from openrlhf.training.roles import Absent, Critic, Reference, RewardModels, Roles
+from openrlhf.training.roles import Absent, Critic, Reference, RewardModels, Roles, gather
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
 
@@ -126,7 +127,12 @@ class Engines:
 
 
 class ClusterRollout:
-    """Collects with the engines and syncs them; holds their devices meanwhile."""
+    """Collects with the engines and syncs them; holds their devices while they generate or take weights.
+
+    Whatever the engines do comes in the order in which it was asked for, so a sync waits for the generation under way
+    and each sample is of one version of the weights. Reward functions have a line of their own: with rollouts ahead
+    the engines go on meanwhile.
+    """
 
     def __init__(
         self,
@@ -136,24 +142,28 @@ class ClusterRollout:
         sleeps: bool,
         config: PPOConfig,
         tokenizer: Any,
-        executor: ThreadPoolExecutor,
+        turns: ThreadPoolExecutor,
+        rewarding: ThreadPoolExecutor,
     ) -> None:
+        """``turns`` and ``rewarding`` have one thread each."""
         self.engines = engines
         self.weights = sync
         self.lock = lock
         self.sleeps = sleeps
         self.config = config
         self.tokenizer = tokenizer
-        self.executor = executor
+        self.turns = turns
+        self.rewarding = rewarding
         chunk = config.rollout.micro_rollout_batch_size
         self.reward_function = reward_function(config.reward, chunk, isolated=True)
         self.agent = agent_of(config)
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
-        return self.executor.submit(self._collect, prompts, seed)
+        sampled, function = self.turns.submit(self._sample, prompts, seed), self.reward_function
+        return sampled if function is None else self.rewarding.submit(self._reward, sampled, function)
 
     def sync(self, version: int) -> Future[None]:
-        return self.executor.submit(self._sync, version)
+        return self.turns.submit(self._sync, version)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -164,14 +174,16 @@ class ClusterRollout:
             if self.sleeps:
                 self.engines.sleep()
 
-    def _collect(self, prompts: list[Prompt], seed: int) -> list[Sample]:
+    def _sample(self, prompts: list[Prompt], seed: int) -> list[Sample]:
         rollout = self.config.rollout
         params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
         with self.awake():
-            return collect(
-                prompts, self.engines, params, rollout.n_samples_per_prompt, self.tokenizer, self.reward_function,
-                self.agent,
-            )  # fmt: skip
+            n = rollout.n_samples_per_prompt
+            return collect(prompts, self.engines, params, n, self.tokenizer, None, self.agent)
+
+    def _reward(self, sampled: Future[list[Sample]], function: RewardFunction) -> list[Sample]:
+        (samples,) = gather(sampled, deadline_s=self.engines.deadline_s)
+        return with_rewards(samples, function, self.tokenizer)
 
     def _sync(self, version: int) -> None:
         with self.awake(), self.weights.actor.awake():
@@ -184,6 +196,8 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
     placement = plan(config)
     gpus = gpus_there() > 0
     executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="role")
+    turns = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engines")
+    rewarding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
     handles: list[Any] = []
     busy = BusyClock()
     try:
@@ -212,7 +226,7 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
             for group in groups.values():
                 group.call("offload", [()] * len(group.workers))
         lock = actor.lock if placement.engines_share else threading.RLock()
-        rollout = ClusterRollout(engines, sync, lock, placement.engines_sleep, config, tokenizer, executor)
+        rollout = ClusterRollout(engines, sync, lock, placement.engines_sleep, config, tokenizer, turns, rewarding)
         critic: Critic = ClusterCritic(groups["critic"]) if "critic" in groups else Absent()
         reference: Reference = ClusterReference(groups["reference"]) if "reference" in groups else Absent()
         models = len(reward_models(config))
@@ -229,7 +243,8 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
     finally:
         for handle in handles:
             ray.kill(handle)
-        executor.shutdown(wait=False, cancel_futures=True)
+        for line in (executor, turns, rewarding):
+            line.shutdown(wait=False, cancel_futures=True)
 
 
 def start_groups(groups: Iterable[Group], total_steps: int, deadline_s: float) -> None:

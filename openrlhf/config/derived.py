@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from openrlhf.config.commands import DPOConfig, PPOConfig
-from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, ServeConfig
+from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, RolloutConfig, ServeConfig
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ def role_sizes(config: PPOConfig) -> dict[str, RoleSize]:
     if config.reward.reward_pretrain is not None:
         sizes["reward"] = RoleSize(place.reward_num_nodes, place.reward_num_gpus_per_node)
     return sizes
+
+
+def rollouts_ahead(rollout: RolloutConfig) -> int:
+    """Rollout batches that are asked for before the update on the one before them begins; 0 is on-policy."""
+    return rollout.async_queue_size if rollout.async_train else 0
 
 
 def served_model(config: ServeConfig) -> ModelConfig:

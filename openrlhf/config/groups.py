@@ -333,6 +333,10 @@ class RolloutConfig:
     temperature: float = flag(1.0, "sampling temperature; log-probs are taken at the same")
     top_p: float = flag(1.0, "sample from the smallest set of tokens with this probability")
     num_episodes: int = flag(1, "passes over the prompts")
+    async_train: bool = flag(False, "sample the next rollout batches while the models learn from this one")
+    async_queue_size: int = flag(1, "rollout batches that --async_train samples ahead, and so updates they are old")
+    max_staleness: int | None = flag(None, "leave out samples that are more updates old than this")
+    partial_rollout: bool = flag(False, "let new weights in while the engines generate")
     agent_func_path: str | None = flag(
         None, "Python file that defines AgentInstance or AgentExecutor: conversations with tools or an environment"
     )

@@ -13,6 +13,7 @@ NOT_BUILT: dict[str, str] = {
     "eval_temperature": "is not built yet, as --eval_dataset is not for this command: leave it out.",
     "eval_n_samples_per_prompt": "is not built yet, as --eval_dataset is not for this command: leave it out.",
     "freezing_actor_steps": "is not built yet: leave it out and train actor and critic from the first step.",
+    "partial_rollout": "is not built yet: leave it out, each sample is then of one version of the weights.",
     "ptx_coef": "never had an effect: leave it out.",
     "enable_ema": "is not built yet: leave it out and save the actor itself.",
     "ema_beta": "is not built yet, as --enable_ema is not: leave it out.",

@@ -416,6 +416,30 @@ def correction(config: PPOConfig) -> None:
         raise ValueError(f"{given[0]} says how to correct: it needs --enable_vllm_is_correction.")
 
 
+def asynchronous(config: PPOConfig) -> None:
+    rollout, default = config.rollout, defaults(PPOConfig)
+    if not rollout.async_train:
+        for name in ("async_queue_size", "max_staleness"):
+            if vars(rollout)[name] != default[name]:
+                raise ValueError(f"--{name} is about rollouts that run ahead: it needs --async_train.")
+        return
+    most, ahead = rollout.max_staleness, rollout.async_queue_size
+    if most is not None and most < ahead:
+        raise ValueError(
+            f"--async_queue_size {ahead} makes samples {ahead} updates old and --max_staleness {most} leaves all of "
+            f"them out: choose --async_queue_size {most}, or a higher --max_staleness."
+        )
+    for flag, given in (
+        ("colocate_all_models", config.placement.colocate_all_models),
+        ("vllm_enable_sleep", config.vllm.vllm_enable_sleep),
+    ):
+        if given:
+            raise ValueError(
+                f"--async_train samples while the models learn, and --{flag} lets them take turns on the same GPUs: "
+                "leave one out."
+            )
+
+
 def overlong(config: PPOConfig) -> None:
     reward, longest = config.reward, config.rollout.generate_max_len
     if reward.overlong_buffer_len is None:
@@ -557,8 +581,8 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
         *SHARED_RULES, prompt_shares, reward_source, agent, reward_address, rollout_batch, estimator, surrogate,
-        correction, overlong, critic, reference, kl_horizon, local, synced_adapters, engines, workers, colocation,
-        colocated_engines, sleep,
+        correction, asynchronous, overlong, critic, reference, kl_horizon, local, synced_adapters, engines, workers,
+        colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (packages,),
     LoraCombinerConfig: (),

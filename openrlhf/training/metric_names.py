@@ -25,6 +25,9 @@ METRICS: dict[str, str] = {
     "response_length_max": "largest number of tokens that the policy chose",
     "truncated": "share of samples cut at the length limit",
     "weight_version": "syncs that the engines had received when they sampled",
+    "staleness": "updates of the policy since the samples were drawn, mean; 0 without --async_train",
+    "staleness_max": "updates of the policy since the oldest sample was drawn",
+    "stale": "share of samples left out because they were older than --max_staleness",
     # policy
     "policy_loss": "clipped policy loss alone, without KL and entropy terms",
     "clip_ratio": "share of tokens where the clipped branch of the policy loss was active",
@@ -52,12 +55,12 @@ METRICS: dict[str, str] = {
     "label_margin": "mean of β·(log(π/π_ref) − KL baseline), with the sign turned for undesirable answers",
     "kl_baseline": "mean of log(π/π_ref) of answers to other prompts, at least 0: where KTO counts gains from",
     # phases of an RL step, wall seconds
-    "time/rollout": "generation and the reward function, s",
+    "time/rollout": "generation and the reward function, with --async_train what is left to wait for, s",
     "time/reward": "reward model, s",
     "time/log_probs": "log-probs of actor and reference, values of the critic, s",
     "time/advantages": "advantages on the driver, s",
     "time/update": "optimizer steps of actor and critic, s",
-    "time/sync": "weights from the actor to the engines, s",
+    "time/sync": "weights from the actor to the engines, after the generation that is under way, s",
     # of a phase on a cluster, the seconds in which its busiest devices worked; the rest is Ray, the driver and waiting
     "busy/rollout": "generation alone, slowest engine, s",
     "busy/reward": "reward model, slowest worker, s",

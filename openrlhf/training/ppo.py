@@ -8,6 +8,7 @@
         π, V       ← clipped updates                     update
         engines    ← π                                   sync
 
+With ``--async_train`` the rollouts of later batches are under way meanwhile; how many of them is all that differs.
 It knows roles, not machines: the same function runs in one process and on a cluster.
 """
 
@@ -21,8 +22,9 @@ from openrlhf.algorithms.advantages import AdvantageInputs, estimate_advantages
 from openrlhf.algorithms.kl import kl_estimate, make_kl_controller
 from openrlhf.algorithms.rewards import kl_penalty, overlong_penalty, stop_properly
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import reward_weights
+from openrlhf.config.derived import reward_weights, rollouts_ahead
 from openrlhf.data.sampler import Cursor
+from openrlhf.training.ahead import ask_ahead, fresh, staleness
 from openrlhf.training.checkpoints import Checkpoints, Progress
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.metric_names import REWARD_PARTS
@@ -49,10 +51,17 @@ def train(
     if start.kl_coef is not None:
         kl.coef = start.kl_coef
         gather(roles.rollout.sync(start.step), deadline_s=deadline_s)
-    for step, (prompts, cursor) in enumerate(prompt_batches, start=start.step + 1):
-        phases = Phases(roles.busy)
+    ahead = rollouts_ahead(config.rollout)
+    asked = ask_ahead(roles.rollout, prompt_batches, config.train.seed, start.step + 1, ahead)
+    while True:
+        # Where engines work beside the trainers, what they worked belongs to no phase.
+        phases = Phases(None if ahead else roles.busy)
         with phases("rollout"):
-            (samples,) = gather(roles.rollout.collect(prompts, config.train.seed + step), deadline_s=deadline_s)
+            if (rollout := next(asked, None)) is None:
+                break
+            (sampled,) = gather(rollout.samples, deadline_s=deadline_s)
+        step = rollout.step
+        samples = fresh(sampled, step, config.rollout.max_staleness)
         batch = collate(samples, pad_token_id)
         with phases("reward"):
             batch, parts = add_rewards(batch, roles, reward_weights(config), deadline_s)
@@ -71,8 +80,9 @@ def train(
             step,
             {
                 **sample_metrics(samples, batch),
+                **staleness(samples, step),
                 **parts,
-                **dropped(config, len(prompts), len(samples)),
+                **dropped(config, len(rollout.prompts), len(sampled), len(samples)),
                 **actor,
                 **(critic or {}),
                 "kl_coef": kl.coef,
@@ -81,7 +91,7 @@ def train(
         )
         kl.update(actor.get("kl", 0.0), len(batch))
         if checkpoints:
-            checkpoints.after(Progress(step, cursor, kl.coef))
+            checkpoints.after(Progress(step, rollout.cursor, kl.coef))
 
 
 def add_rewards(batch: Batch, roles: Roles, weights: list[float], deadline_s: float) -> tuple[Batch, Metrics]:
@@ -123,7 +133,11 @@ def add_log_probs_and_values(batch: Batch, roles: Roles, config: PPOConfig, dead
 
 
 def needs_old_log_probs(config: PPOConfig) -> bool:
-    """False when the single on-policy step can take its own log-probs, detached, for π_old: one forward saved."""
+    """False when the single step can take its own log-probs, detached, for π_old: one forward saved.
+
+    π_old is the trainer's policy just before the update, also where the samples are of older weights: how far those
+    are from π_old is what ``--enable_vllm_is_correction`` weighs.
+    """
     rows = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
     steps = config.train.max_epochs * rows // config.train.train_batch_size
     kl_in_reward = config.algorithm.init_kl_coef > 0 and not config.algorithm.use_kl_loss
@@ -154,10 +168,14 @@ def add_advantages(batch: Batch, config: PPOConfig, kl_coef: float) -> Batch:
     return batch.fill(advantages=advantages, returns=returns)
 
 
-def dropped(config: PPOConfig, prompts: int, samples: int) -> Metrics:
-    """Which share of the samples was left out, where that may happen."""
-    asked = prompts * config.rollout.n_samples_per_prompt
-    return {"reward/invalid": 1 - samples / asked} if config.reward.on_reward_failure == "drop" else {}
+def dropped(config: PPOConfig, prompts: int, sampled: int, kept: int) -> Metrics:
+    """Which share of the samples was left out, where that may happen: without a reward, and then for their age."""
+    metrics: Metrics = {}
+    if config.reward.on_reward_failure == "drop":
+        metrics["reward/invalid"] = 1 - sampled / (prompts * config.rollout.n_samples_per_prompt)
+    if config.rollout.max_staleness is not None:
+        metrics["stale"] = 1 - kept / sampled
+    return metrics
 
 
 def sample_metrics(samples: list[Sample], batch: Batch) -> Metrics:

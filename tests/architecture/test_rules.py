@@ -21,6 +21,8 @@ ENDLESS_BY_DESIGN: dict[str, str] = {
 # Flag → who reads it, if not our code.
 READ_BY_OTHERS = {
     "reward_weights": "config/derived.py, which gives each source of rewards its weight",
+    "async_train": "config/derived.py, which says how many rollouts are asked for ahead",
+    "async_queue_size": "config/derived.py, with --async_train",
     "critic_pretrain": "config/derived.py, which says where the critic starts",
     "ref_pretrain": "config/derived.py, which says where the reference of DPO is",
     "local_rank": "the DeepSpeed launcher adds it to every command line and says the same in the environment",

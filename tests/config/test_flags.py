@@ -99,6 +99,7 @@ OURS: dict[type, set[str]] = {
         "on_reward_failure",
         "policy_loss_type",
         *("enable_vllm_is_correction", "vllm_is_correction_type", "vllm_is_truncated_threshold"),
+        *("async_train", "async_queue_size", "max_staleness", "partial_rollout"),
         *("overlong_buffer_len", "overlong_penalty_factor", "stop_properly_penalty_coef"),
     },
     ServeRMConfig: {"token"},

@@ -100,6 +100,9 @@ def test_good_sft(changed: dict[str, Any]) -> None:
         {"reward_pretrain": "a,b", "reward_weights": (0.3, 0.7), "normalize_reward": True},
         {"reward_pretrain": "a,b", "remote_rm_url": "reward.py", "reward_weights": (0.3, 0.7, -1.0)},
         {"reward_weights": (2.0,)},
+        {"async_train": True},
+        {"async_train": True, "async_queue_size": 3, "max_staleness": 3},
+        {"async_train": True, "colocate_actor_ref": True, "deepspeed_enable_sleep": True},
     ],
 )
 def test_good_ppo(changed: dict[str, Any]) -> None:
@@ -394,6 +397,16 @@ def test_bad_batch_inference(changed: dict[str, Any], words: list[str]) -> None:
         ),
         (PPO | {"vllm_enable_sleep": True}, ["--vllm_enable_sleep", "--colocate_all_models"]),
         (PPO | {"deepspeed_enable_sleep": True}, ["--deepspeed_enable_sleep", "--colocate_actor_ref"]),
+        (PPO | {"async_queue_size": 2}, ["--async_queue_size", "--async_train"]),
+        (PPO | {"max_staleness": 2}, ["--max_staleness", "--async_train"]),
+        (LOCAL | {"async_train": True, "async_queue_size": -1}, ["--async_queue_size is -1", "at least 0"]),
+        (
+            LOCAL | {"async_train": True, "async_queue_size": 3, "max_staleness": 2},
+            ["--async_queue_size 3", "--max_staleness 2", "choose --async_queue_size 2"],
+        ),
+        (PPO | SHARED | {"async_train": True}, ["--async_train", "--colocate_all_models", "leave one out"]),
+        (PPO | {"async_train": True, "vllm_enable_sleep": True}, ["--async_train", "--vllm_enable_sleep"]),
+        (LOCAL | {"partial_rollout": True}, ["--partial_rollout", "not built", "leave it out"]),
     ],
 )
 def test_bad_ppo(flags: dict[str, Any], words: list[str]) -> None:
