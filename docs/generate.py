@@ -27,7 +27,7 @@ from openrlhf.config.commands import (
     types,
 )
 from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN, NOT_BUILT_VALUES
-from openrlhf.training.metric_names import METRICS, REWARD_PARTS
+from openrlhf.training.metric_names import METRICS, REWARD_PARTS, pass_rate
 
 FOLDER = Path(__file__).parent
 COMMANDS: dict[str, type[Command]] = {
@@ -82,7 +82,11 @@ def pages() -> dict[str, str]:
 def metrics_page() -> str:
     rows = [(f"`{name}`", meaning) for name, meaning in METRICS.items()]
     parts = (f"`{REWARD_PARTS}<name>`", "mean over the samples of an entry of `extra_logs` of the reward function")
-    return METRICS_HEAD + table(("name", "meaning"), [*rows, parts])
+    rates = (
+        f"`{pass_rate('<datasource>', 1)}`, `{pass_rate('<datasource>', 1)[:-1]}<n>`",
+        "mean over the prompts of `--eval_dataset` of one source of the mean reward, and of the highest of n rewards",
+    )
+    return METRICS_HEAD + table(("name", "meaning"), [*rows, parts, rates])
 
 
 def flags_page() -> str:

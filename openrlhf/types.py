@@ -32,7 +32,7 @@ class Prompt:
 class Sample:
     """One trajectory, ragged, on the CPU.
 
-    ``reward`` trains, ``score`` (0–1) filters and evaluates. ``rollout_log_probs`` are the engine's own, under the
+    ``reward`` trains, ``score`` (0–1) filters. ``rollout_log_probs`` are the engine's own, under the
     sampling temperature; entries outside ``action_mask`` are 0.
     """
 

@@ -13,7 +13,8 @@ from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.backends.shared import SharedForward
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source, reward_models, starts_from
+from openrlhf.config.derived import critic_source, evaluation_rollout, reward_models, starts_from
+from openrlhf.config.groups import RolloutConfig
 from openrlhf.models.adapters import with_adapter
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm
@@ -107,14 +108,19 @@ class LocalRollout:
         self.agent = agent_of(config)
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
-        rollout = self.config.rollout
-        params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
-        n = rollout.n_samples_per_prompt
-        return done(collect(prompts, self.engine, params, n, self.tokenizer, self.reward_function, self.agent))
+        return done(self._collect(prompts, self.config.rollout, seed))
+
+    def evaluate(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
+        return done(self._collect(prompts, evaluation_rollout(self.config), seed))
 
     def sync(self, version: int) -> Future[None]:
         self.engine.load_weights([], version)
         return done(None)
+
+    def _collect(self, prompts: list[Prompt], rollout: RolloutConfig, seed: int) -> list[Sample]:
+        params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
+        n = rollout.n_samples_per_prompt
+        return collect(prompts, self.engine, params, n, self.tokenizer, self.reward_function, self.agent)
 
 
 def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:

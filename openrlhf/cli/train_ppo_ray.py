@@ -46,11 +46,12 @@ def run(config: PPOConfig) -> None:
     write_yaml(config, folder / "run_config.yaml")
     with session(config):
         tokenizer, prompts = read_prompts(config)
+        evaluation = read_evaluation(config, tokenizer)
         with (
             start_roles(config, tokenizer, optimizer_steps(config, len(prompts))) as roles,
             stop_requests(kept.save_steps > 0 and not kept.disable_ds_ckpt) as stop,
         ):
-            learn(config, roles, tokenizer, prompts, stop)
+            learn(config, roles, tokenizer, prompts, evaluation, stop)
             saves = [roles.actor.save(folder)]
             if config.reward.save_value_network:
                 saves.append(roles.critic.save(folder.with_name(folder.name + "_critic")))
@@ -58,7 +59,14 @@ def run(config: PPOConfig) -> None:
     print(f"saved the model to {folder}")
 
 
-def learn(config: PPOConfig, roles: Roles, tokenizer: Any, prompts: list[Prompt], stop: StopRequest) -> None:
+def learn(
+    config: PPOConfig,
+    roles: Roles,
+    tokenizer: Any,
+    prompts: list[Prompt],
+    evaluation: list[Prompt],
+    stop: StopRequest,
+) -> None:
     """The RL loop with a log in ``--save_path`` and checkpoints in ``--ckpt_path``."""
     from openrlhf.data.fingerprint import fingerprint_prompts
     from openrlhf.training.checkpoint_part import Driver, RandomPart
@@ -76,7 +84,7 @@ def learn(config: PPOConfig, roles: Roles, tokenizer: Any, prompts: list[Prompt]
     log.start(math.ceil(len(prompts) * config.rollout.num_episodes / config.rollout.rollout_batch_size), "rl")
     try:
         batches = prompt_batches(prompts, config, start.cursor)
-        train(config, roles, batches, log, tokenizer.pad_token_id, DEADLINE_S, checkpoints)
+        train(config, roles, batches, log, tokenizer.pad_token_id, DEADLINE_S, checkpoints, evaluation)
     finally:
         log.close()
 
@@ -101,8 +109,6 @@ def warn(config: PPOConfig) -> None:
 
 def read_prompts(config: PPOConfig) -> tuple[Any, list[Prompt]]:
     """The tokenizer and the prompts. Raises ValueError naming the flag and the row."""
-    from openrlhf.data.load import load_rows
-    from openrlhf.data.prompts import load_prompts
     from openrlhf.models.load import load_tokenizer
     from openrlhf.models.vocabulary import check_same_tokens
 
@@ -112,14 +118,36 @@ def read_prompts(config: PPOConfig) -> tuple[Any, list[Prompt]]:
         raise ValueError(f"--pretrain {config.model.pretrain}: its tokenizer has no eos token to end a response")
     for flag, path in readers(config):
         check_same_tokens(path, flag, tokenizer, config.model)
-    rows = load_rows(
-        sources.prompt_data, sources.prompt_split, sources.prompt_data_probs, config.data.max_samples,
-        config.train.seed, "--prompt_data", config.model.use_ms,
-    )  # fmt: skip
-    prompts, report = load_prompts(rows, tokenizer, config.data, sources)
+    given = (sources.prompt_data, sources.prompt_split, sources.prompt_data_probs)
+    return tokenizer, _read(config, tokenizer, "--prompt_data", *given)
+
+
+def read_evaluation(config: PPOConfig, tokenizer: Any) -> list[Prompt]:
+    """The prompts of ``--eval_dataset``, none without it. Raises ValueError naming the flag and the row."""
+    from openrlhf.training.metric_names import pass_rate
+
+    data, own = config.data, config.evaluation
+    if data.eval_dataset is None:
+        return []
+    prompts = _read(config, tokenizer, "--eval_dataset", data.eval_dataset, data.eval_split, None)
+    sources, numbers = sorted({prompt.source for prompt in prompts}), sorted({1, own.eval_n_samples_per_prompt})
+    names = [pass_rate(source, number) for source in sources for number in numbers]
+    if own.best_metric_key not in (None, *names):
+        raise ValueError(
+            f"--best_metric_key {own.best_metric_key} is no metric of --eval_dataset, which has {', '.join(names)}."
+        )
+    return prompts
+
+
+def _read(config: PPOConfig, tokenizer: Any, flag: str, names: str, split: str, probs: str | None) -> list[Prompt]:
+    from openrlhf.data.load import load_rows
+    from openrlhf.data.prompts import load_prompts
+
+    rows = load_rows(names, split, probs, config.data.max_samples, config.train.seed, flag, config.model.use_ms)
+    prompts, report = load_prompts(rows, tokenizer, config.data, config.prompts, flag)
     if report.dropped or report.shortened or config.data.preview:
-        print(f"--prompt_data: {report.line()}")
-    return tokenizer, prompts
+        print(f"{flag}: {report.line()}")
+    return prompts
 
 
 def readers(config: PPOConfig) -> list[tuple[str, str]]:

@@ -20,7 +20,8 @@ from openrlhf.cluster.placement import plan
 from openrlhf.cluster.start import engine_dtype, gpus_there, start_engines, start_workers
 from openrlhf.cluster.weight_sync import WeightSync, sync_backend
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import ranks_sharing_rows, reward_models
+from openrlhf.config.derived import evaluation_rollout, ranks_sharing_rows, reward_models
+from openrlhf.config.groups import RolloutConfig
 from openrlhf.rollout.agents import agent_of
 from openrlhf.rollout.collect import collect, sampling_params, with_rewards
 from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
@@ -159,8 +160,10 @@ class ClusterRollout:
         self.agent = agent_of(config)
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
-        sampled, function = self.turns.submit(self._sample, prompts, seed), self.reward_function
-        return sampled if function is None else self.rewarding.submit(self._reward, sampled, function)
+        return self._ask(prompts, self.config.rollout, seed)
+
+    def evaluate(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
+        return self._ask(prompts, evaluation_rollout(self.config), seed)
 
     def sync(self, version: int) -> Future[None]:
         return self.turns.submit(self._sync, version)
@@ -174,8 +177,11 @@ class ClusterRollout:
             if self.sleeps:
                 self.engines.sleep()
 
-    def _sample(self, prompts: list[Prompt], seed: int) -> list[Sample]:
-        rollout = self.config.rollout
+    def _ask(self, prompts: list[Prompt], rollout: RolloutConfig, seed: int) -> Future[list[Sample]]:
+        sampled, function = self.turns.submit(self._sample, prompts, rollout, seed), self.reward_function
+        return sampled if function is None else self.rewarding.submit(self._reward, sampled, function)
+
+    def _sample(self, prompts: list[Prompt], rollout: RolloutConfig, seed: int) -> list[Sample]:
         params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
         with self.awake():
             n = rollout.n_samples_per_prompt

@@ -16,6 +16,7 @@ from openrlhf.config.groups import (
     DatasetConfig,
     DeepSpeedConfig,
     DistillationConfig,
+    EvaluationConfig,
     FitConfig,
     GenerationConfig,
     InferenceConfig,
@@ -147,6 +148,7 @@ class PPOConfig:
     log: LogConfig
     algorithm: AlgorithmConfig
     rollout: RolloutConfig
+    evaluation: EvaluationConfig
     reward: RewardConfig
     placement: PlacementConfig
     vllm: VLLMConfig

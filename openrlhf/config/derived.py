@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from openrlhf.config.commands import DPOConfig, PPOConfig
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, RolloutConfig, ServeConfig
@@ -95,6 +95,12 @@ def role_sizes(config: PPOConfig) -> dict[str, RoleSize]:
 def rollouts_ahead(rollout: RolloutConfig) -> int:
     """Rollout batches that are asked for before the update on the one before them begins; 0 is on-policy."""
     return rollout.async_queue_size if rollout.async_train else 0
+
+
+def evaluation_rollout(config: PPOConfig) -> RolloutConfig:
+    """How the prompts of ``--eval_dataset`` are answered: as in training but for temperature and number of samples."""
+    own = config.evaluation
+    return replace(config.rollout, temperature=own.eval_temperature, n_samples_per_prompt=own.eval_n_samples_per_prompt)
 
 
 def served_model(config: ServeConfig) -> ModelConfig:

@@ -124,8 +124,6 @@ class PromptConfig:
     label_key: str | None = flag(None, "column handed to the reward function as label")
     prompt_max_len: int = flag(1024, "longest prompt in tokens; of longer ones the end is kept")
     max_len: int | None = flag(None, "longest prompt and response together, in tokens")
-    eval_temperature: float = flag(0.6, "sampling temperature in evaluation")
-    eval_n_samples_per_prompt: int = flag(4, "responses per prompt in evaluation")
 
 
 @dataclass(frozen=True)
@@ -281,7 +279,7 @@ class LogConfig:
     """Logging"""
 
     logging_steps: int = flag(1, "log every so many steps")
-    eval_steps: int = flag(-1, "evaluate every so many steps; -1 never between epochs")
+    eval_steps: int = flag(-1, "evaluate every so many steps; -1 only after each epoch")
     use_wandb: str | None = flag(None, "W&B key, or true where the machine is logged in", secret=True)
     wandb_org: str | None = flag(None, "W&B entity")
     wandb_group: str | None = flag(None, "W&B group")
@@ -339,6 +337,17 @@ class RolloutConfig:
     partial_rollout: bool = flag(False, "let new weights in while the engines generate")
     agent_func_path: str | None = flag(
         None, "Python file that defines AgentInstance or AgentExecutor: conversations with tools or an environment"
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation"""
+
+    eval_temperature: float = flag(0.6, "sampling temperature in evaluation; 0 is greedy")
+    eval_n_samples_per_prompt: int = flag(4, "responses per prompt in evaluation")
+    best_metric_key: str | None = flag(
+        None, "metric of the evaluation, as eval_default_pass1: where it is highest, the model goes to --ckpt_path/best"
     )
 
 

@@ -10,8 +10,6 @@ from openrlhf.config.commands import Command, PPOConfig, defaults, flat
 # Flag → why any value but its default is refused.
 NOT_BUILT: dict[str, str] = {
     "train_split": "never had an effect: use --dataset_split.",
-    "eval_temperature": "is not built yet, as --eval_dataset is not for this command: leave it out.",
-    "eval_n_samples_per_prompt": "is not built yet, as --eval_dataset is not for this command: leave it out.",
     "freezing_actor_steps": "is not built yet: leave it out and train actor and critic from the first step.",
     "partial_rollout": "is not built yet: leave it out, each sample is then of one version of the weights.",
     "ptx_coef": "never had an effect: leave it out.",
@@ -24,9 +22,6 @@ NOT_BUILT: dict[str, str] = {
 
 NOT_BUILT_IN: dict[type[Command], dict[str, str]] = {
     PPOConfig: {
-        "eval_dataset": "is not built yet for this command: leave it out and follow the reward of the rollouts.",
-        "eval_split": "is not built yet for this command, as --eval_dataset is not: leave it out.",
-        "eval_steps": "is not built yet for this command, as --eval_dataset is not: leave it out.",
         "max_len": "is not built yet for this command: use --prompt_max_len and --generate_max_len.",
     }
 }

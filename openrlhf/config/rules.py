@@ -137,9 +137,13 @@ def shares(names: str, probs: str | None, flag: str) -> None:
         raise ValueError(f"--{flag}_probs {probs} must be above 0 and sum to 1.")
 
 
-def evaluation(config: SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig) -> None:
-    if config.log.eval_steps > 0 and config.data.eval_dataset is None:
-        raise ValueError("--eval_steps needs --eval_dataset to evaluate on.")
+def evaluation(config: TrainCommand) -> None:
+    if config.data.eval_dataset is not None:
+        return
+    values, default = flat(config), defaults(type(config))
+    for name in ("eval_steps", "eval_temperature", "eval_n_samples_per_prompt", "best_metric_key"):
+        if name in values and values[name] != default[name]:
+            raise ValueError(f"--{name} needs --eval_dataset to evaluate on.")
 
 
 # Flag → the package that it needs, and the extra that brings it.
@@ -580,9 +584,9 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     KDConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, answers, evaluation),
     PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
-        *SHARED_RULES, prompt_shares, reward_source, agent, reward_address, rollout_batch, estimator, surrogate,
-        correction, asynchronous, overlong, critic, reference, kl_horizon, local, synced_adapters, engines, workers,
-        colocation, colocated_engines, sleep,
+        *SHARED_RULES, evaluation, prompt_shares, reward_source, agent, reward_address, rollout_batch, estimator,
+        surrogate, correction, asynchronous, overlong, critic, reference, kl_horizon, local, synced_adapters, engines,
+        workers, colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (packages,),
     LoraCombinerConfig: (),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,16 @@ class Driver:
 
 def rank_file(rank: int) -> str:
     return f"rank{rank:05d}.pt"
+
+
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Whatever is drawn inside, it goes on outside as if nothing had been."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
 
 
 def random_state() -> dict[str, Any]:

@@ -24,11 +24,13 @@ MOST_FAILURES = 3  # checkpoints in a row that could not be written
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after ``step`` steps. ``kl_coef`` is the KL coefficient of the next step, in RL."""
+    """Where a run stands after ``step`` steps. In RL ``kl_coef`` is the KL coefficient of the next step, and ``best``
+    the highest value so far of ``--best_metric_key``."""
 
     step: int = 0
     cursor: Cursor = field(default_factory=Cursor)
     kl_coef: float | None = None
+    best: float | None = None
 
 
 class Part(Protocol):
@@ -195,8 +197,7 @@ class Checkpoints:
         if self.team.anywhere(failure is not None):
             raise ValueError(f"--load_checkpoint: {failure or 'another process could not load its part'}")
         self._say(f"going on after step {step} from {folder}")
-        progress = manifest.progress
-        return Progress(step, Cursor(**progress["cursor"]), progress["kl_coef"])
+        return Progress(**{**manifest.progress, "cursor": Cursor(**manifest.progress["cursor"])})
 
     def _newest(self) -> int:
         """The step of the newest checkpoint that is whole, 0 when there is none at all, −1 when all are damaged."""

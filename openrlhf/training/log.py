@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from openrlhf.config.groups import LogConfig
 from openrlhf.training.busy import BusyClock
-from openrlhf.training.metric_names import unknown_names
+from openrlhf.training.metric_names import EVALUATED, PASS_RATE, unknown_names
 from openrlhf.types import Metrics
 
 # What a person follows during a run; the rest is in metrics.jsonl.
@@ -54,14 +54,17 @@ class RunLog:
             self.bar = tqdm(total=steps, initial=self.done, desc=title, unit="step", dynamic_ncols=True, disable=None)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """Record a step. Raises ValueError for a name that the metric table does not have."""
+        """Record a step; step 0 is what was measured before the first.
+
+        Raises ValueError for a name that the metric table does not have.
+        """
         if strange := unknown_names(list(metrics)):
             raise ValueError(f"metrics {strange} are not in training/metric_names.py")
         if self.file is None:
             return
         if self.bar is not None:
-            self.bar.update(1)
-        if self.every > 0 and step % self.every == 0:
+            self.bar.update(step > 0)
+        if step % self.every == 0 or any(name.startswith(EVALUATED) for name in metrics):
             self._write(json.dumps({"step": step, **metrics}) + "\n")
             tqdm.write(screen_line(step, metrics))
             for sink in self.sinks:
@@ -91,6 +94,7 @@ class Phases:
 
     def __init__(self, busy: BusyClock | None = None) -> None:
         self.busy = busy or BusyClock()
+        self.busy.take()  # work between two steps, as for a checkpoint, belongs to no phase
         self.began = time.monotonic()
         self.seconds: Metrics = {}
 
@@ -109,7 +113,8 @@ class Phases:
 
 
 def screen_line(step: int, metrics: Mapping[str, float]) -> str:
-    shown = [f"{name} {metrics[name]:.4g}" for name in SCREEN if name in metrics]
+    names = [*(name for name in SCREEN if name in metrics), *filter(PASS_RATE.fullmatch, metrics)]
+    shown = [f"{name} {metrics[name]:.4g}" for name in names]
     return f"step {step}: " + "  ".join(shown)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 METRICS: dict[str, str] = {
     # every trainer
     "loss": "mean of the loss per weighted element over the mini-batch, mean over the optimizer steps",
@@ -61,18 +63,32 @@ METRICS: dict[str, str] = {
     "time/advantages": "advantages on the driver, s",
     "time/update": "optimizer steps of actor and critic, s",
     "time/sync": "weights from the actor to the engines, after the generation that is under way, s",
+    "time/evaluate": "responses to the prompts of --eval_dataset, their rewards, and the saving of a best model, s",
     # of a phase on a cluster, the seconds in which its busiest devices worked; the rest is Ray, the driver and waiting
     "busy/rollout": "generation alone, slowest engine, s",
     "busy/reward": "reward model, slowest worker, s",
     "busy/log_probs": "slowest worker of the busiest devices, s",
     "busy/update": "slowest worker of the busiest devices, s",
+    "busy/evaluate": "generation, reward models and saving in an evaluation, slowest engine and worker, s",
     "busy/sync": "gathering, sending and loading of weights, slowest side, s",
 }
 
 EVALUATED = "eval_"  # + a name of the table: the same over the evaluation rows
 REWARD_PARTS = "reward/"  # + a name of extra_logs: its mean over the samples
+# Of RL, with the column datasource of the evaluation prompts: the mean over its prompts of the mean reward (pass1), and
+# of the best of n rewards (passn).
+PASS_RATE = re.compile(EVALUATED + r".+_pass\d+")
+
+
+def pass_rate(source: str, samples: int) -> str:
+    """The name of the metric of the best of ``samples`` rewards."""
+    return f"{EVALUATED}{source}_pass{samples}"
 
 
 def unknown_names(names: list[str]) -> list[str]:
     """The names that the table does not have."""
-    return [name for name in names if name.removeprefix(EVALUATED) not in METRICS and not name.startswith(REWARD_PARTS)]
+    return [name for name in names if not (name.startswith(REWARD_PARTS) or PASS_RATE.fullmatch(name) or _known(name))]
+
+
+def _known(name: str) -> bool:
+    return name.removeprefix(EVALUATED) in METRICS

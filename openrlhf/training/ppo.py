@@ -14,7 +14,7 @@ It knows roles, not machines: the same function runs in one process and on a clu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -25,9 +25,12 @@ from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import reward_weights, rollouts_ahead
 from openrlhf.data.sampler import Cursor
 from openrlhf.training.ahead import ask_ahead, fresh, staleness
+from openrlhf.training.best import keep_best
+from openrlhf.training.checkpoint_part import own_random_numbers
 from openrlhf.training.checkpoints import Checkpoints, Progress
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.metric_names import REWARD_PARTS
+from openrlhf.training.pass_rates import pass_rates
 from openrlhf.training.roles import Roles, done, gather
 from openrlhf.types import Batch, Metrics, Prompt, Sample, collate, merge_metrics, present
 
@@ -40,10 +43,12 @@ def train(
     pad_token_id: int,
     deadline_s: float,
     checkpoints: Checkpoints | None = None,
+    evaluation: Sequence[Prompt] = (),
 ) -> None:
     """Run RL until the prompts are used up: batches of them, each with where the data stands after it.
 
-    Every wait ends after ``deadline_s`` at the latest. With ``checkpoints`` it goes on from where they start.
+    Every wait ends after ``deadline_s`` at the latest. With ``checkpoints`` it goes on from where they start. With
+    ``evaluation`` prompts it evaluates before the first step, and then every ``--eval_steps`` steps or episode.
     """
     algorithm = config.algorithm
     kl = make_kl_controller(algorithm.init_kl_coef, algorithm.kl_target, algorithm.kl_horizon)
@@ -52,6 +57,12 @@ def train(
         kl.coef = start.kl_coef
         gather(roles.rollout.sync(start.step), deadline_s=deadline_s)
     ahead = rollouts_ahead(config.rollout)
+    if evaluation and start.step == 0:
+        phases = Phases(roles.busy)
+        with phases("evaluate"):
+            evaluated = evaluate(evaluation, roles, config, pad_token_id, deadline_s)
+        log.step(0, {**evaluated, **phases.seconds})
+    episode, best = start.cursor.epoch, start.best
     asked = ask_ahead(roles.rollout, prompt_batches, config.train.seed, start.step + 1, ahead)
     while True:
         # Where engines work beside the trainers, what they worked belongs to no phase.
@@ -76,9 +87,16 @@ def train(
             )
         with phases("sync"):
             gather(roles.rollout.sync(step), deadline_s=deadline_s)
+        evaluated = {}
+        if evaluation and evaluation_due(config.log.eval_steps, step, rollout.cursor.epoch > episode):
+            with phases("evaluate"):
+                evaluated = evaluate(evaluation, roles, config, pad_token_id, deadline_s)
+                best = keep_best(evaluated, best, roles.actor, config, deadline_s)
+        episode = rollout.cursor.epoch
         log.step(
             step,
             {
+                **evaluated,
                 **sample_metrics(samples, batch),
                 **staleness(samples, step),
                 **parts,
@@ -91,7 +109,26 @@ def train(
         )
         kl.update(actor.get("kl", 0.0), len(batch))
         if checkpoints:
-            checkpoints.after(Progress(step, rollout.cursor, kl.coef))
+            checkpoints.after(Progress(step, rollout.cursor, kl.coef, best))
+
+
+def evaluation_due(every: int, step: int, episode_ended: bool) -> bool:
+    return episode_ended if every < 0 else step % every == 0
+
+
+def evaluate(
+    prompts: Sequence[Prompt], roles: Roles, config: PPOConfig, pad_token_id: int, deadline_s: float
+) -> Metrics:
+    """pass@1 and pass@n of each source of ``prompts``, with the same seed every time.
+
+    The random numbers of training, the seeds of its rollouts among them, are what they would be without it.
+    """
+    with own_random_numbers():
+        (samples,) = gather(roles.rollout.evaluate(list(prompts), config.train.seed), deadline_s=deadline_s)
+        batch, _ = add_rewards(collate(samples, pad_token_id), roles, reward_weights(config), deadline_s)
+    sources, groups = [sample.source for sample in samples], [sample.group for sample in samples]
+    rewards = present(batch.rewards, "rewards").tolist()
+    return pass_rates(sources, groups, rewards, config.evaluation.eval_n_samples_per_prompt)
 
 
 def add_rewards(batch: Batch, roles: Roles, weights: list[float], deadline_s: float) -> tuple[Batch, Metrics]:

@@ -139,6 +139,10 @@ class Rollout(Protocol):
         """``n_samples_per_prompt`` samples a prompt, next to each other, in the order of the prompts."""
         ...
 
+    def evaluate(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
+        """As ``collect``, with the number of samples and the temperature of an evaluation."""
+        ...
+
     def sync(self, version: int) -> Future[None]:
         """Bring the actor's weights into the engines."""
         ...

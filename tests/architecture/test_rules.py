@@ -25,6 +25,7 @@ READ_BY_OTHERS = {
     "async_queue_size": "config/derived.py, with --async_train",
     "critic_pretrain": "config/derived.py, which says where the critic starts",
     "ref_pretrain": "config/derived.py, which says where the reference of DPO is",
+    "eval_temperature": "config/derived.py, which says how an evaluation samples",
     "local_rank": "the DeepSpeed launcher adds it to every command line and says the same in the environment",
 }
 

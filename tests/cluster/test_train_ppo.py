@@ -42,9 +42,16 @@ def test_ppo_with_reward_models_in_bf16_on_shared_devices(tiny_folder: Path, tmp
         "--bf16 --packing_samples --gradient_checkpointing --adam_offload --save_value_network "
         f"--prompt_data {tmp_path}/prompts.jsonl --num_episodes 2 --rollout_batch_size 4 --n_samples_per_prompt 2 "
         "--train_batch_size 4 --micro_train_batch_size 2 --prompt_max_len 32 --generate_max_len 12 "
+        f"--eval_dataset {tmp_path}/prompts.jsonl --eval_steps 2 --eval_temperature 0 --eval_n_samples_per_prompt 2 "
+        f"--best_metric_key eval_default_pass2 --ckpt_path {tmp_path}/ckpt "
         f"--use_tensorboard {tmp_path}/tb --save_path {out}".split()
     )
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    before_training = steps.pop(0)
+    assert before_training.keys() >= {"eval_default_pass1", "eval_default_pass2"}
+    assert before_training["step"] == 0
+    assert ["eval_default_pass2" in step for step in steps] == [False, True, False]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "ckpt" / "best")
     assert len(steps) == 3  # 12 prompts, 4 at a time: a batch reaches into the second episode
     assert [step["weight_version"] for step in steps] == [0, 1, 2]
     for step in steps:

@@ -103,6 +103,7 @@ def test_good_sft(changed: dict[str, Any]) -> None:
         {"async_train": True},
         {"async_train": True, "async_queue_size": 3, "max_staleness": 3},
         {"async_train": True, "colocate_actor_ref": True, "deepspeed_enable_sleep": True},
+        {"eval_dataset": "e", "eval_steps": 3, "eval_temperature": 0.0, "best_metric_key": "eval_default_pass1"},
     ],
 )
 def test_good_ppo(changed: dict[str, Any]) -> None:
@@ -562,8 +563,6 @@ def test_every_flag_that_is_not_built_is_refused(command: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (PPO | {"eval_dataset": "e"}, ["--eval_dataset is not built yet"]),
-        (PPO | {"eval_steps": 3}, ["--eval_steps is not built yet"]),
         (PPO | {"max_len": 99}, ["--max_len is not built yet", "--prompt_max_len and --generate_max_len"]),
         (PPO | {"vllm_num_engines": 0}, ["--vllm_num_engines 0", "not built yet", "--local"]),
         (PPO | {"ptx_coef": 0.1}, ["--ptx_coef never had an effect"]),

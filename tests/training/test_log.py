@@ -19,6 +19,15 @@ def test_every_logged_step_is_a_line_of_metrics_jsonl(tmp_path):
     assert rows == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 2.0}]
 
 
+def test_an_evaluation_is_always_a_line(tmp_path):
+    log = RunLog(tmp_path, LogConfig(logging_steps=4), {})
+    for step, metrics in enumerate([{"eval_maths_pass1": 0.0}, {}, {}, {"eval_loss": 1.0}, {"loss": 2.0}]):
+        log.step(step, metrics)
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 0, "eval_maths_pass1": 0.0}, {"step": 3, "eval_loss": 1.0}, {"step": 4, "loss": 2.0}]
+
+
 def test_a_second_run_moves_the_first_curve_aside(tmp_path):
     for value in (1.0, 2.0):
         log = RunLog(tmp_path, LogConfig(), {})
