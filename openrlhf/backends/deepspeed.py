@@ -169,12 +169,19 @@ class DeepSpeedTrain:
         self.model.backward(loss * (self.layout.world // self.layout.tensor), scale_wrt_gas=False)
 
     def step(self) -> StepStats:
-        """Clip, update, advance the schedule. A gradient that is not finite is reported as norm NaN."""
+        """Clip, update, advance the schedule. A gradient that is not finite is reported as norm NaN.
+
+        DeepSpeed's own optimizers leave such a step out. The bare one of stage 0 in float32 does not: there the
+        gradient, the same on every rank, is thrown away here.
+        """
         lr = self.model.get_lr()[0]
         norm = self._clip() if self._clips else None
+        if norm is not None and not torch.isfinite(norm):
+            self.model.optimizer.zero_grad()
+            return StepStats(math.nan, lr, skipped=True)
         self.model.step()
         norm = self.model.get_global_grad_norm() if norm is None else norm
-        return StepStats(_finite_or_nan(float(norm)), lr)
+        return StepStats(_finite_or_nan(float(norm)), lr, skipped=not self.model.was_step_applied())
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over the data-parallel ranks, the same bits on every rank; ``x`` lies on ``device`` and is

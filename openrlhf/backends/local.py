@@ -67,10 +67,12 @@ class LocalTrain:
         max_norm = self.max_norm if self.max_norm > 0 else math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, max_norm)
         lr = self.scheduler.get_last_lr()[0]
-        self.optimizer.step()
-        self.scheduler.step()
+        skipped = not math.isfinite(norm := float(grad_norm))
+        if not skipped:
+            self.optimizer.step()
+            self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepStats(float(grad_norm), lr)
+        return StepStats(norm, lr, skipped)
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         return x

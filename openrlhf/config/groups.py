@@ -144,6 +144,9 @@ class TrainConfig:
     train_batch_size: int = flag(128, "samples, or pairs, in one optimiser step, over all GPUs")
     micro_train_batch_size: int = flag(8, "samples, or pairs, in one forward pass of one GPU")
     max_epochs: int = flag(1, "passes over the data; in RL over each rollout batch")
+    max_skipped_steps: int = flag(
+        5, "end the run after so many optimiser steps in a row whose loss or gradient was not finite"
+    )
     seed: int = flag(42, "seed of everything random")
     full_determinism: bool = flag(False, "use only operations that give the same bits every time")
     local_rank: int = flag(-1, "set by the DeepSpeed launcher")

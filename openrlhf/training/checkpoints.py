@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from openrlhf.config.groups import CheckpointConfig
 from openrlhf.data.sampler import Cursor
@@ -108,6 +108,14 @@ class Checkpoints:
                 f"--load_checkpoint goes on from {self.root / files.step_name(progress.step)}"
             )
             raise Stopped
+
+    def end(self, progress: Progress, why: str) -> NoReturn:
+        """Save, unless that has just been done, and raise ValueError that says ``why`` and where the state is."""
+        name = self.root / files.step_name(progress.step)
+        keeps = self.config.save_steps > 0 and not self.config.disable_ds_ckpt
+        if keeps and (progress.step % self.config.save_steps == 0 or self._save(progress)):
+            raise ValueError(f"{why}. The state after step {progress.step} is in {name}.")
+        raise ValueError(f"{why}.")
 
     def _save(self, progress: Progress) -> bool:
         step = progress.step
@@ -212,6 +220,16 @@ class Checkpoints:
     def _say(self, text: str) -> None:
         if self.team.first:
             print(text)
+
+
+def close_step(progress: Progress, checkpoints: Checkpoints | None, why: str | None) -> None:
+    """What ends a step: a checkpoint when it is due, and the end of the run when there is a reason ``why``."""
+    if checkpoints:
+        checkpoints.after(progress)
+    if why and checkpoints:
+        checkpoints.end(progress, why)
+    if why:
+        raise ValueError(f"{why}.")
 
 
 def refuse_another_run(folder: Path, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor
 from openrlhf.config.groups import LogConfig, TrainConfig
 from openrlhf.data.sampler import batches
 from openrlhf.objectives.loss import Objective
-from openrlhf.training.checkpoints import Checkpoints, Progress
+from openrlhf.training.checkpoints import Checkpoints, Progress, close_step
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.metric_names import EVALUATED
 from openrlhf.training.roles import TrainEngine
+from openrlhf.training.skips import Skips
 from openrlhf.training.update import Weigh, optimizer_step, token_mean, weighted_sum
 from openrlhf.types import Batch, Metrics, Sample, collate, present
 
@@ -52,6 +53,7 @@ def fit(
     Evaluates every ``eval_steps`` steps, or at the end of each epoch for −1, when there are evaluation rows.
     """
     start = checkpoints.start if checkpoints else Progress()
+    skips = Skips(train.max_skipped_steps, log)
     order = batches(len(samples) // task.rows, train.train_batch_size, train.seed, train.max_epochs, start.cursor)
     for step, (chosen, cursor) in enumerate(order, start=start.step + 1):
         phases = Phases()
@@ -65,8 +67,8 @@ def fit(
         if due and evaluation:
             metrics |= evaluate(engine, task, evaluation, train, pad_token_id)
         log.step(step, {"epoch": cursor.epoch - epoch_ends, **metrics})
-        if checkpoints:
-            checkpoints.after(Progress(step, cursor))
+        skips.note(step, "model", bool(metrics["skipped_steps"]), [sample.group for sample in mini_batch[:: task.rows]])
+        close_step(Progress(step, cursor), checkpoints, skips.why)
 
 
 def rank_rows(samples: Sequence[Sample], engine: TrainEngine, pad_token_id: int, rows: int = 1) -> Batch:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -40,7 +40,9 @@ class RunLog:
         """``done`` steps of the run are in the log of an earlier process, which goes on after them."""
         self.done = done
         self.every = config.logging_steps
+        self.folder = folder
         self.file: TextIO | None = None
+        self.skips: TextIO | None = None
         self.sinks: list[Sink] = []
         self.bar: tqdm | None = None
         if writes:
@@ -65,25 +67,34 @@ class RunLog:
         if self.bar is not None:
             self.bar.update(step > 0)
         if step % self.every == 0 or any(name.startswith(EVALUATED) for name in metrics):
-            self._write(json.dumps({"step": step, **metrics}) + "\n")
+            self._write(self.file, {"step": step, **metrics})
             tqdm.write(screen_line(step, metrics))
             for sink in self.sinks:
                 sink.write(step, metrics)
 
-    def _write(self, line: str) -> None:
+    def skipped(self, step: int, model: str, rows: Sequence[int]) -> None:
+        """An optimizer step that was left out, and the rows of its mini-batch, into ``skipped.jsonl``."""
+        if self.file is None:
+            return
+        if self.skips is None:
+            self.skips = _lines(self.folder / "skipped.jsonl", self.done)
+        self._write(self.skips, {"step": step, "model": model, "rows": list(rows)})
+        tqdm.write(f"step {step}: SKIPPED an optimizer step of the {model}, its loss or gradient is not finite")
+
+    def _write(self, file: TextIO, line: Mapping[str, Any]) -> None:
         """A disk that is full must not end the training."""
-        assert self.file is not None
         try:
-            self.file.write(line)
+            file.write(json.dumps(line) + "\n")
         except OSError as error:
-            tqdm.write(f"metrics.jsonl could not be written ({error.strerror}); training goes on")
+            tqdm.write(f"{Path(file.name).name} could not be written ({error.strerror}); training goes on")
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        if self.file is not None:
-            with suppress(OSError):  # the last lines on a disk that is full
-                self.file.close()
+        for file in (self.file, self.skips):
+            if file is not None:
+                with suppress(OSError):  # the last lines on a disk that is full
+                    file.close()
         for sink in self.sinks:
             sink.close()
 

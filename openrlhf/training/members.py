@@ -16,6 +16,7 @@ from openrlhf.models.load import load_score_model
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.objectives.balance import balanced, each_token
 from openrlhf.objectives.reinforcement import policy_loss, value_loss
+from openrlhf.training.metric_names import OF_CRITIC
 from openrlhf.training.roles import ForwardEngine, TrainEngine
 from openrlhf.training.update import sequence_mean, token_mean, update
 from openrlhf.types import Batch, Metrics, pad_columns
@@ -68,7 +69,7 @@ class CriticMember:
         metrics = update(
             self.engine, batch, objective, train.train_batch_size, train.micro_train_batch_size, train.max_epochs
         )
-        return {f"critic_{name}": value for name, value in metrics.items()}
+        return {OF_CRITIC + name: value for name, value in metrics.items()}
 
 
 class ReferenceMember:

@@ -9,6 +9,7 @@ METRICS: dict[str, str] = {
     "loss": "mean of the loss per weighted element over the mini-batch, mean over the optimizer steps",
     "grad_norm": "global gradient norm before clipping",
     "lr": "learning rate of the step",
+    "skipped_steps": "optimizer steps left out because a loss or a gradient was not finite",
     "tokens_per_second": "tokens (prompt and response) per second of wall time of the step",
     "step_seconds": "wall time of the step, s",
     "epoch": "passes over the data, counting from 0",
@@ -47,6 +48,7 @@ METRICS: dict[str, str] = {
     "critic_return": "mean return",
     "critic_grad_norm": "global gradient norm of the critic before clipping",
     "critic_lr": "learning rate of the critic",
+    "critic_skipped_steps": "optimizer steps of the critic left out because a loss or a gradient was not finite",
     # pairs of a chosen and a rejected answer
     "accuracy": "share of pairs whose chosen answer has the higher reward; with KTO, share of answers on their label's "
     "side of the KL baseline",
@@ -74,6 +76,8 @@ METRICS: dict[str, str] = {
 }
 
 EVALUATED = "eval_"  # + a name of the table: the same over the evaluation rows
+SKIPPED_STEP = "skipped_step/"  # + the number of an optimizer step within an RL step, from 0, that was left out
+OF_CRITIC = "critic_"
 REWARD_PARTS = "reward/"  # + a name of extra_logs: its mean over the samples
 # Of RL, with the column datasource of the evaluation prompts: the mean over its prompts of the mean reward (pass1), and
 # of the best of n rewards (passn).
@@ -87,7 +91,8 @@ def pass_rate(source: str, samples: int) -> str:
 
 def unknown_names(names: list[str]) -> list[str]:
     """The names that the table does not have."""
-    return [name for name in names if not (name.startswith(REWARD_PARTS) or PASS_RATE.fullmatch(name) or _known(name))]
+    open_ended = (REWARD_PARTS, SKIPPED_STEP, OF_CRITIC + SKIPPED_STEP)
+    return [name for name in names if not (name.startswith(open_ended) or PASS_RATE.fullmatch(name) or _known(name))]
 
 
 def _known(name: str) -> bool:

@@ -27,11 +27,12 @@ from openrlhf.data.sampler import Cursor
 from openrlhf.training.ahead import ask_ahead, fresh, staleness
 from openrlhf.training.best import keep_best
 from openrlhf.training.checkpoint_part import own_random_numbers
-from openrlhf.training.checkpoints import Checkpoints, Progress
+from openrlhf.training.checkpoints import Checkpoints, Progress, close_step
 from openrlhf.training.log import Phases, RunLog
-from openrlhf.training.metric_names import REWARD_PARTS
+from openrlhf.training.metric_names import OF_CRITIC, REWARD_PARTS
 from openrlhf.training.pass_rates import pass_rates
 from openrlhf.training.roles import Roles, done, gather
+from openrlhf.training.skips import Skips
 from openrlhf.types import Batch, Metrics, Prompt, Sample, collate, merge_metrics, present
 
 
@@ -52,6 +53,7 @@ def train(
     """
     algorithm = config.algorithm
     kl = make_kl_controller(algorithm.init_kl_coef, algorithm.kl_target, algorithm.kl_horizon)
+    skips = Skips(config.train.max_skipped_steps, log)
     start = checkpoints.start if checkpoints else Progress()
     if start.kl_coef is not None:
         kl.coef = start.kl_coef
@@ -107,9 +109,11 @@ def train(
                 **phases.metrics(tokens=int(batch.attention_mask.sum())),
             },
         )
-        kl.update(actor.get("kl", 0.0), len(batch))
-        if checkpoints:
-            checkpoints.after(Progress(step, rollout.cursor, kl.coef, best))
+        if "kl" in actor:  # not where every optimizer step was skipped
+            kl.update(actor["kl"], len(batch))
+        skips.note_update(step, "actor", actor, batch, config.train)
+        skips.note_update(step, "critic", of_critic(critic), batch, config.train)
+        close_step(Progress(step, rollout.cursor, kl.coef, best), checkpoints, skips.why)
 
 
 def evaluation_due(every: int, step: int, episode_ended: bool) -> bool:
@@ -203,6 +207,11 @@ def add_advantages(batch: Batch, config: PPOConfig, kl_coef: float) -> Batch:
         algorithm.advantage_estimator, inputs, std_norm=not algorithm.no_advantage_std_norm
     )
     return batch.fill(advantages=advantages, returns=returns)
+
+
+def of_critic(metrics: Metrics | None) -> Metrics:
+    """Under the names that the actor's have."""
+    return {name.removeprefix(OF_CRITIC): value for name, value in (metrics or {}).items()}
 
 
 def dropped(config: PPOConfig, prompts: int, sampled: int, kept: int) -> Metrics:

@@ -29,6 +29,7 @@ class StepStats:
 
     grad_norm: float
     lr: float
+    skipped: bool = False  # on all processes alike: a gradient was not finite, and nothing has changed
 
 
 class ForwardEngine(Protocol):
@@ -60,7 +61,12 @@ class TrainEngine(ForwardEngine, Protocol):
         """
         ...
 
-    def step(self) -> StepStats: ...
+    def step(self) -> StepStats:
+        """Clip, update, advance the schedule; then forget the gradient.
+
+        Where it is not finite on any process, all of them leave weights, moments and schedule as they are.
+        """
+        ...
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """Over data-parallel ranks: what processes that share rows hold alike counts once."""

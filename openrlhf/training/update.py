@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openrlhf.algorithms.masked import sequence_mean_weights, token_mean_weights
 from openrlhf.objectives.loss import Objective
+from openrlhf.training.metric_names import SKIPPED_STEP
 from openrlhf.training.roles import TrainEngine
 from openrlhf.types import Batch, Metrics, merge_metrics
 
@@ -64,14 +65,23 @@ def optimizer_step(
         weights = micro_batch.loss_weights
         assert weights is not None
         total = weighted_sum(loss.elements, weights)
-        engine.backward(total, last=i == len(micro_batches) - 1)
+        engine.backward(poisoned_unless_finite(total), last=i == len(micro_batches) - 1)
         for name, elements in {"loss": loss.elements.detach(), **loss.metrics}.items():
             part = weighted_sum(elements.float(), weights)
             totals[name] = totals[name] + part if name in totals else part
     stats = engine.step()
+    if stats.skipped:
+        return {"lr": stats.lr, "skipped_steps": 1.0}
     # One reduction for all metrics; no host synchronisation inside the micro-batches.
     sums = engine.sum_over_ranks(torch.stack(list(totals.values()))).tolist()
-    return {**dict(zip(totals, sums, strict=True)), "grad_norm": stats.grad_norm, "lr": stats.lr}
+    made = {"grad_norm": stats.grad_norm, "lr": stats.lr, "skipped_steps": 0.0}
+    return {**dict(zip(totals, sums, strict=True)), **made}
+
+
+def poisoned_unless_finite(loss: Tensor) -> Tensor:
+    """``loss``, whose gradient is NaN where it is not finite itself: then the gradient alone, which every process of
+    the model sees, tells all of them to leave the step out. No host synchronisation, no further reduction."""
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan).to(loss.dtype)
 
 
 def update(
@@ -85,7 +95,8 @@ def update(
 ) -> Metrics:
     """All optimizer steps on a rollout batch; ``rows`` are this rank's, mini-batch after mini-batch.
 
-    ``train_batch_size`` counts rows on all ranks. Returns the mean of each metric over the steps.
+    ``train_batch_size`` counts rows on all ranks. Returns the mean of each metric over the steps that were made, how
+    many were skipped, and which.
     """
     local = train_batch_size // engine.world
     starts = range(0, len(rows), local)
@@ -94,4 +105,6 @@ def update(
         for _ in range(epochs)
         for start in starts
     ]
-    return merge_metrics(steps)
+    skipped = [number for number, step in enumerate(steps) if step["skipped_steps"]]
+    which = {f"{SKIPPED_STEP}{number}": 1.0 for number in skipped}
+    return {**merge_metrics(steps), "skipped_steps": float(len(skipped)), **which}

@@ -48,6 +48,7 @@ class Case:
     recompute: str = ""  # "", "reentrant" or "plain" gradient checkpointing
     tied: bool = False
     sleeps: bool = False
+    spoilt: bool = False  # a step whose gradient is not finite comes before each of the others
     saves_to: str = ""
 
     def sharding(self) -> DeepSpeedConfig:
@@ -90,7 +91,13 @@ BF16 = {
         **{f"bf16 stage {stage}, sleeping": Case(stage, bf16=True, sleeps=True) for stage in range(4)},
     },
 }
-CASES = {world: {**EXACT[world], **BF16.get(world, {})} for world in SPLITS}
+# Name → the case with spoilt steps in between, which must come out the same.
+SPOILT = {
+    f"{name}, spoilt": replace(case, spoilt=True)
+    for name, case in {**EXACT[2], **BF16[2]}.items()
+    if name.endswith(("stage 0", "stage 1", "stage 2", "stage 3", "Adam on the host"))
+}
+CASES = {1: EXACT[1], 2: {**EXACT[2], **BF16[2], **SPOILT}}
 
 
 def load(folder: Path, bf16: bool = False, recompute: str = "") -> CausalLM:
@@ -186,9 +193,11 @@ def run_case(case: Case, rank: int, world: int, folder: Path) -> dict[str, Any]:
         total_steps=STEPS,
     )
     assert (engine.rank, engine.world, engine.device) == (rank, world, torch.device("cpu"))
-    stats, slept = [], []
+    stats, slept, skipped = [], [], []
     engine.model.train()
     for step in range(STEPS):
+        if case.spoilt:
+            skipped.append(spoilt_step(engine, step, rank, world))
         loss = torch.zeros(())
         parts = micro_batches(step, rank, world)
         for i, batch in enumerate(parts):
@@ -204,7 +213,24 @@ def run_case(case: Case, rank: int, world: int, folder: Path) -> dict[str, Any]:
     if case.saves_to:
         engine.save(folder / f"{case.saves_to}-{world}", AutoTokenizer.from_pretrained(folder / "tokenizer"))
     engine.model.destroy()
-    return {"stats": stats, "weights": weights, "slept": slept, "buffers": buffers}
+    return {"stats": stats, "weights": weights, "slept": slept, "skipped": skipped, "buffers": buffers}
+
+
+def spoilt_step(engine: Any, step: int, rank: int, world: int) -> list[bool]:
+    """On the last rank alone the loss of the first micro-batch is NaN or infinite, or its gradient. Whether each rank
+    left the step out."""
+    parts = micro_batches(step, rank, world)
+    for i, batch in enumerate(parts):
+        log_probs = engine.model(batch).log_probs
+        if rank == world - 1 and i == 0 and step == 0:
+            log_probs.register_hook(lambda gradient: gradient * math.inf)
+        loss = -(log_probs * batch.loss_weights).sum()
+        if rank == world - 1 and i == 0 and step > 0:
+            loss = loss * (math.nan if step == 1 else math.inf)
+        engine.backward(loss, last=i == len(parts) - 1)
+    skipped = torch.zeros(world)
+    skipped[rank] = engine.step().skipped
+    return [bool(each) for each in engine.sum_over_ranks(skipped)]
 
 
 def sleep_and_wake(engine: Any) -> tuple[bool, bool]:
@@ -300,6 +326,16 @@ def test_training_equals_the_plain_loop(world: int, name: str, results: Any, ref
     assert run["weights"].keys() == weights.keys()  # Hugging Face names, tied weights once
     for key, expected in weights.items():
         torch.testing.assert_close(run["weights"][key], expected, rtol=1e-6, atol=3e-7, msg=key)
+
+
+@on_ranks
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any(name: str, results: Any) -> None:
+    """Losses, norms, learning rates and weights are bit for bit those of the run without the spoilt steps."""
+    spoilt, clean = results[2][name], results[2][name.removesuffix(", spoilt")]
+    assert spoilt["skipped"] == [[True, True]] * STEPS
+    assert spoilt["stats"] == clean["stats"]
+    torch.testing.assert_close(spoilt["weights"], clean["weights"], rtol=0, atol=0)
 
 
 @on_ranks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,29 @@ def test_the_reported_norm_is_that_before_clipping_and_0_never_clips(max_norm: f
 
 def norm_of_gradient(trained: LocalTrain) -> float:
     return math.sqrt(sum(float(p.grad.square().sum()) for p in trained.parameters if p.grad is not None))
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_gradient_that_is_not_finite_changes_nothing(factor: float, bf16: bool) -> None:
+    """Between two steps it leaves weights, moments and schedule bit for bit, and the third step is the second."""
+    states = []
+    for spoilt in (False, True):
+        trained = engine(OptimConfig(lr_warmup_ratio=0), bf16=bf16)
+        take_a_step(trained)
+        if spoilt:
+            before = trained.state()
+            trained.backward(-trained.model(make_batch()).log_probs.mean() * factor, last=True)
+            assert trained.step().skipped
+            assert_same_bits(trained.state(), before)
+        take_a_step(trained)
+        states.append(trained.state())
+    assert_same_bits(states[1], states[0])
+
+
+def assert_same_bits(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert expected["pieces"] and got["schedule"] == expected["schedule"]
+    torch.testing.assert_close(got["pieces"], expected["pieces"], rtol=0, atol=0)
 
 
 def test_gradients_do_not_leak_into_the_next_step() -> None:

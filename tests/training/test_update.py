@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from openrlhf.backends.local import LocalTrain
 from openrlhf.config.groups import OptimConfig
+from openrlhf.objectives.loss import Loss
 from openrlhf.training.update import optimizer_step, update, weighted_sum
 from openrlhf.types import Batch
 from tests.training.helpers import (
@@ -49,6 +51,46 @@ def test_elements_without_weight_may_be_anything() -> None:
 def test_a_mini_batch_without_any_action_has_no_gradient(name: str, batch: Batch) -> None:
     metrics, gradient = one_step(name, batch.fill(action_mask=torch.zeros_like(batch.action_mask)), 2)
     assert metrics["loss"] == 0 and not gradient.any()
+
+
+def spoiling(name: str, row: int, value: float):
+    """The objective, whose loss of the one row that begins with token ``row`` is ``value``; its gradient is finite."""
+    original = objective(name)
+
+    def spoilt(model, batch: Batch) -> Loss:
+        loss = original(model, batch)
+        hit = (batch.tokens[:, :1] == row).expand_as(loss.elements)
+        return Loss(torch.where(hit, torch.full_like(loss.elements, value), loss.elements), loss.metrics)
+
+    return spoilt
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_costs_its_mini_batch_alone(name: str, batch: Batch, value: float) -> None:
+    """The weights are those of an update without that mini-batch; the metrics are means over the others."""
+    tokens = batch.tokens.clone()
+    tokens[:, 0] = torch.arange(len(batch))
+    batch = batch.fill(tokens=tokens)
+    results = []
+    for rows, loss in ((batch, spoiling(name, 3, value)), (batch.select([0, 1, 4, 5]), objective(name))):
+        engine = LocalTrain(model_of(name), OptimConfig(lr_warmup_ratio=0), 1e-3, total_steps=4)
+        metrics = update(engine, rows, loss, train_batch_size=2, micro_batch_size=2, epochs=1)
+        results.append((weights(engine.model), metrics))
+    (spoilt, seen), (without, expected) = results
+    assert torch.equal(spoilt, without)
+    assert seen.pop("skipped_step/1") == seen.pop("skipped_steps") == 1 and expected.pop("skipped_steps") == 0
+    del seen["lr"], expected["lr"]  # the mean over all three steps
+    assert seen == pytest.approx(expected, rel=1e-12)
+
+
+def test_slots_outside_the_action_mask_may_hold_nan(name: str, batch: Batch) -> None:
+    poisoned = {
+        field: torch.where(batch.action_mask, value, torch.nan)
+        for field in PER_TOKEN
+        if (value := batch.tensors().get(field)) is not None
+    }
+    (clean, gradient), (seen, other) = one_step(name, batch, 2), one_step(name, batch.fill(**poisoned), 2)
+    assert seen == clean and torch.equal(gradient, other)
 
 
 def test_only_the_last_micro_batch_is_marked(batch: Batch, name: str) -> None:
