@@ -49,8 +49,9 @@ def reward_models(config: PPOConfig) -> list[str]:
 
 
 def reward_weights(config: PPOConfig) -> list[float]:
-    """The weight of each reward model, and behind them that of the reward function or server where there is one."""
-    sources = len(reward_models(config)) + (config.reward.remote_rm_url is not None)
+    """The weight of each reward model, and behind them that of the function, server or agent where there is one."""
+    function = config.reward.remote_rm_url or config.rollout.agent_func_path
+    sources = len(reward_models(config)) + (function is not None)
     given = config.reward.reward_weights
     return [1.0] * sources if given is None else list(given)
 

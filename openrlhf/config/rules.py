@@ -317,7 +317,7 @@ def reward_source(config: PPOConfig) -> None:
             "--reward_pretrain and --remote_rm_url both give rewards: say with --reward_weights how much each counts, "
             "or leave one out; a critic that starts from a reward model is named by --critic_pretrain."
         )
-    sources = len(models) + (file is not None)
+    sources = len(models) + ((file or agent) is not None)
     if weights is not None and len(weights) != sources:
         raise ValueError(
             f"--reward_weights has {len(weights)} numbers for {sources} rewards: give one for each model of "

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from openrlhf.algorithms.advantages import AdvantageInputs, estimate_advantages, find_estimator
 from openrlhf.algorithms.registry import load_from_file
+from openrlhf.rollout.engine import Completion
 from openrlhf.rollout.rewards import call_reward_function, load_reward_function
 from tests.docs.shell import ROOT
 
@@ -23,7 +27,9 @@ def rewards_of(file: str, prompt: str, responses: list[str], label: str) -> tupl
 
 
 def test_every_python_example_is_tested_here() -> None:
-    assert {path.name for path in (ROOT / "examples/python").glob("*.py")} == {"reward.py", "estimator.py"}
+    assert {path.name for path in (ROOT / "examples/python").glob("*.py")} == {
+        *("reward.py", "estimator.py", "guess.py", "calculator.py"),
+    }
 
 
 def test_the_least_reward_file() -> None:
@@ -103,3 +109,58 @@ def test_gsm8k_prepare(tmp_path: Path) -> None:
         str(tmp_path / "rows.jsonl"), str(tmp_path / "base")
     )
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "base").iterdir()}
+
+
+def played(folder: str, label: str, turns: list[str]) -> list[dict[str, Any]]:
+    """What the game says to each turn."""
+    game = load_from_file(f"{ROOT}/examples/python/{folder}:AgentInstance", "test")()
+    assert asyncio.run(game.reset({"observation": "Guess:", "label": label})) == {"observation": "Guess:"}
+    return [asyncio.run(game.step({"action_text": turn, "label": label})) for turn in turns]
+
+
+def test_the_guessing_game() -> None:
+    low, foolish, hit = played("guess.py", "4", ["2<|im_end|>", "1", " 4<|im_end|>"])
+    assert [s["rewards"] for s in (low, foolish, hit)] == [0.0, -0.5, 1.0]
+    assert [s["scores"] for s in (low, foolish, hit)] == [0.0, 0.0, 1.0]
+    assert [s["done"] for s in (low, foolish, hit)] == [False, False, True]
+    assert low["environment_feedback"] == " higher: "
+    assert [s["environment_feedback"] for s in played("guess.py", "1", ["3", "2"])] == [" lower: "] * 2
+    assert [s["done"] for s in played("guess.py", "1", ["3", "2", "4"])] == [False, False, True]
+    (nonsense,) = played("guess.py", "1", ["11"])
+    assert (nonsense["rewards"], nonsense["done"]) == (-1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("turns", "tokens", "ranges", "reward", "calls"),
+    [
+        (["<calc>3+4</calc><|im_end|>", "7<|im_end|>"], "Q<calc>3+4</calc>. 7 7.", [(1, 18), (21, 23)], 1.0, 1.0),
+        (["so <calc>3+5</calc>", "8"], "Qso <calc>3+5</calc> 8 8", [(1, 20), (23, 24)], 0.0, 1.0),
+        (["7<|im_end|>"], "Q7.", [(1, 3)], 1.0, 0.0),
+        (["<calc>3-4</calc>"], "Q<calc>3-4</calc>", [(1, 17)], 0.0, 0.0),
+    ],
+)
+def test_the_calculator(
+    turns: list[str], tokens: str, ranges: list[tuple[int, int]], reward: float, calls: float
+) -> None:
+    """Letters are tokens, and a full stop is the end of a turn."""
+
+    class Tokenizer:
+        def __call__(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
+            return SimpleNamespace(input_ids=[ord(letter) for letter in text])
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join(map(chr, ids)).replace(".", "<|im_end|>")
+
+    class Policy:
+        prompt_tokens = (ord("Q"),)
+
+        async def generate(self, asked: list[int], params: Any) -> Completion:
+            said = next(coming).replace("<|im_end|>", ".")
+            return Completion([ord(letter) for letter in said], [0.0] * len(said), False)
+
+    coming = iter(turns)
+    agent = load_from_file(f"{ROOT}/examples/python/calculator.py:AgentExecutor", "test")()
+    answer = asyncio.run(agent.execute("Q", "7", None, 100, Tokenizer(), Policy()))
+    assert "".join(map(chr, answer["observation_tokens"])) == tokens
+    assert answer["action_ranges"] == ranges
+    assert (answer["reward"], answer["extra_logs"]) == (reward, {"calls": calls})
