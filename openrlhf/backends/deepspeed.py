@@ -50,7 +50,6 @@ from openrlhf.training.roles import StepStats
 
 Wrapped = CausalLM | ScoreModel | Teacher
 OLDEST = "0.19.8"
-DEADLINE = timedelta(minutes=60)  # of a collective
 GATHER_BYTES = 512 * 2**20  # a bucket of whole weights that stage 3 puts together at a time
 
 
@@ -63,7 +62,7 @@ def check_version(installed: str) -> None:
 check_version(deepspeed.__version__)
 
 
-def init_distributed(timeout: timedelta = DEADLINE) -> torch.device:
+def init_distributed(timeout: timedelta) -> torch.device:
     """Join the process group and return this rank's device.
 
     Under ``torchrun``, ``deepspeed`` or a cluster worker the environment says who we are (RANK, WORLD_SIZE,
@@ -95,11 +94,11 @@ class DeepSpeedForward:
 
         ``offload`` keeps the weights in host memory and brings them to the device layer by layer.
         """
-        self.device = init_distributed()
+        self.device = init_distributed(timedelta(seconds=sharding.deadline))
         layout = layout_of(model, sharding)
         config = frozen_config(model.bf16, sharding.zero_stage, offload)
         module = load(lambda: _frozen(build()), config, layout.tensor, self.device)
-        module.ring = ring_of(layout, model)
+        module.ring = ring_of(layout, model, sharding)
         self.model, *_ = deepspeed.initialize(model=module, config=config)
         _skip_input_check(self.model)
         self.model.eval()
@@ -134,14 +133,14 @@ class DeepSpeedTrain:
 
         Raises ValueError for flags that the ZeRO stage has not.
         """
-        self.device = init_distributed()
+        self.device = init_distributed(timedelta(seconds=sharding.deadline))
         self.layout = layout_of(model, sharding)
         self.rank, self.world = self.layout.data_rank, self.layout.data_world
         self.max_norm = optim.max_norm
         self._clips = clips_by_hand(model, sharding)
         config = train_config(model, optim, train, sharding)
         module = load(build, config, self.layout.tensor, self.device)
-        module.ring = ring_of(self.layout, model)
+        module.ring = ring_of(self.layout, model, sharding)
         beta1, beta2 = optim.adam_betas
         self.model, *_ = deepspeed.initialize(
             model=module,
@@ -261,12 +260,12 @@ def layout_of(model: ModelConfig, sharding: DeepSpeedConfig) -> Layout:
     return Layout(rank, world, ring=model.ring_attn_size, tensor=sharding.ds_tensor_parallel_size)
 
 
-def ring_of(layout: Layout, model: ModelConfig) -> Ring | None:
+def ring_of(layout: Layout, model: ModelConfig, sharding: DeepSpeedConfig) -> Ring | None:
     """Collective: every process of the model asks."""
     if layout.ring == 1:
         return None
     return Ring(
-        _ring_group(layout.ring),
+        _ring_group(layout.ring, timedelta(seconds=sharding.deadline)),
         layout.rank % layout.ring,
         layout.ring,
         model.ring_head_stride,
@@ -275,9 +274,9 @@ def ring_of(layout: Layout, model: ModelConfig) -> Ring | None:
 
 
 @cache
-def _ring_group(size: int) -> dist.ProcessGroup:
+def _ring_group(size: int, timeout: timedelta) -> dist.ProcessGroup:
     """One for all models of the process: each group of NCCL holds memory of the device."""
-    group: dist.ProcessGroup = dist.new_subgroups(size, timeout=DEADLINE)[0]
+    group: dist.ProcessGroup = dist.new_subgroups(size, timeout=timeout)[0]
     return group
 
 

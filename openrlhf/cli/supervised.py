@@ -27,8 +27,6 @@ from openrlhf.training.roles import TrainEngine
 from openrlhf.training.signals import stop_requests
 from openrlhf.types import Sample
 
-DEADLINE_S = 3600.0  # of the writing or reading of one checkpoint
-
 Supervised = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig
 # rows, the flag they came from → samples, those of an example next to each other
 Encode = Callable[[Iterable[Row], str], tuple[list[Sample], DropReport]]
@@ -120,7 +118,7 @@ def train(
     with stop_requests(kept.save_steps > 0 and not kept.disable_ds_ckpt) as stop:
         made_by = {**decisive(config), "the rows of --dataset": fingerprint_samples(samples)}
         parts, weights = {"": EnginePart(engine, tokenizer)}, {"": "_hf"}
-        checkpoints = Checkpoints(kept, made_by, parts, weights, EngineTeam(engine), stop, DEADLINE_S)
+        checkpoints = Checkpoints(kept, made_by, parts, weights, EngineTeam(engine), stop, config.deepspeed.deadline)
         log = RunLog(folder, config.log, flat(config), writes=is_first(), done=checkpoints.start.step)
         log.start(total_steps(len(samples) // task.rows, config.train), title)
         try:

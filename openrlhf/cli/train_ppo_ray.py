@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from openrlhf.training.signals import StopRequest
     from openrlhf.types import Prompt, Sample
 
-DEADLINE_S = 3600.0  # of one phase: a rollout, an update, a sync
-
 
 def main(argv: list[str] | None = None) -> None:
     run_command(run, parse(PPOConfig, argv))
@@ -55,7 +53,7 @@ def run(config: PPOConfig) -> None:
             saves = [roles.actor.save(folder)]
             if config.reward.save_value_network:
                 saves.append(roles.critic.save(folder.with_name(folder.name + "_critic")))
-            gather(*saves, deadline_s=DEADLINE_S)
+            gather(*saves, deadline_s=config.deepspeed.deadline)
     print(f"saved the model to {folder}")
 
 
@@ -78,13 +76,13 @@ def learn(
     parts: dict[str, Part] = {"_actor": roles.actor, "_critic": roles.critic, "_driver": RandomPart()}
     weights = {"_actor": "_hf"} | ({"_critic": "_hf_critic"} if config.reward.save_value_network else {})
     team = Driver(checkpoint_writers(config))
-    checkpoints = Checkpoints(config.checkpoint, made_by, parts, weights, team, stop, DEADLINE_S)
+    checkpoints = Checkpoints(config.checkpoint, made_by, parts, weights, team, stop, config.deepspeed.deadline)
     start = checkpoints.start
     log = RunLog(Path(config.checkpoint.save_path), config.log, flat(config), done=start.step)
     log.start(math.ceil(len(prompts) * config.rollout.num_episodes / config.rollout.rollout_batch_size), "rl")
     try:
         batches = prompt_batches(prompts, config, start.cursor)
-        train(config, roles, batches, log, tokenizer.pad_token_id, DEADLINE_S, checkpoints, evaluation)
+        train(config, roles, batches, log, tokenizer.pad_token_id, config.deepspeed.deadline, checkpoints, evaluation)
     finally:
         log.close()
 
@@ -199,7 +197,7 @@ def start_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Abstract
         return nullcontext(local_roles(config, tokenizer, total_steps))
     from openrlhf.cluster.roles import cluster_roles
 
-    return cluster_roles(config, tokenizer, total_steps, DEADLINE_S)
+    return cluster_roles(config, tokenizer, total_steps, config.deepspeed.deadline)
 
 
 def prompt_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+
+HEARTBEAT_S = 60.0  # after so long, and again and again, a line says whom the run waits for
 
 
 class RoleError(RuntimeError):
@@ -48,15 +51,20 @@ def await_all(refs: Sequence[ray.ObjectRef], names: Sequence[str], verb: str, de
     Raises RoleError as soon as one call fails, however long the others would still take (a rank that waits in a
     collective for a dead one never answers), and TimeoutError that names who has not answered.
     """
-    until = time.monotonic() + deadline_s
+    began = time.monotonic()
     name_of = dict(zip(refs, names, strict=True))
     waiting = list(refs)
     results: dict[ray.ObjectRef, Any] = {}
     while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, until - time.monotonic()))
+        left = began + deadline_s - time.monotonic()
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, min(HEARTBEAT_S, left)))
         if not ready:
             late = ", ".join(name_of[ref] for ref in waiting)
-            raise TimeoutError(f"{late} did not answer {verb} within {deadline_s:.0f} s")
+            if left <= HEARTBEAT_S:
+                raise TimeoutError(f"{late} did not answer {verb} within {deadline_s:.0f} s")
+            waited = time.monotonic() - began
+            print(f"waiting for {late}: {verb}, for {waited:.0f} s of at most {deadline_s:.0f} s", file=sys.stderr)
+            continue
         results[ready[0]] = _result(ready[0], name_of[ready[0]], verb)
     return [results[ref] for ref in refs]
 

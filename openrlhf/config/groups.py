@@ -259,6 +259,11 @@ class DeepSpeedConfig:
     grad_accum_dtype: Literal["fp32", "bf16", "fp16"] | None = flag(None, "dtype in which gradients add up")
     deepcompile: bool = flag(False, "let DeepSpeed compile the model")
     ds_tensor_parallel_size: int = flag(1, "number of GPUs that share each layer (AutoTP)")
+    deadline: float = flag(
+        3600.0,
+        "seconds after which a wait between processes ends the run: for a rollout, an update, a weight sync, a "
+        "checkpoint, a collective",
+    )
     deepspeed_enable_sleep: bool = flag(False, "move the training state to host memory while others use the GPU")
 
 

@@ -47,7 +47,16 @@ RANGES = (
     Range(
         "above 0",
         lambda x: x > 0,
-        ("temperature", "repetition_penalty", "eps_clip", "value_clip", "kl_target", "beta", "reward_timeout"),
+        (
+            "temperature",
+            "repetition_penalty",
+            "eps_clip",
+            "value_clip",
+            "kl_target",
+            "beta",
+            "reward_timeout",
+            "deadline",
+        ),
     ),
     Range("above 0 and at most 1", lambda x: 0 < x <= 1, ("top_p", "vllm_gpu_memory_utilization")),
     Range(

@@ -103,8 +103,10 @@ class Phases:
     """Wall seconds of the named parts of a step, ``time/<part>``, and of the work of other processes in each,
     ``busy/<part>``, where they report it."""
 
-    def __init__(self, busy: BusyClock | None = None) -> None:
+    def __init__(self, busy: BusyClock | None = None, after: int = 0) -> None:
+        """``after`` is the step that the run has finished."""
         self.busy = busy or BusyClock()
+        self.after = after
         self.busy.take()  # work between two steps, as for a checkpoint, belongs to no phase
         self.began = time.monotonic()
         self.seconds: Metrics = {}
@@ -112,7 +114,12 @@ class Phases:
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         start = time.monotonic()
-        yield
+        try:
+            yield
+        except TimeoutError as late:
+            raise TimeoutError(
+                f"in the phase {part} after step {self.after}: {late}; --deadline says how long that may take"
+            ) from late
         self.seconds[f"time/{part}"] = time.monotonic() - start
         if (worked := self.busy.take()) is not None:
             self.seconds[f"busy/{part}"] = worked

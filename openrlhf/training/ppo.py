@@ -66,9 +66,10 @@ def train(
         log.step(0, {**evaluated, **phases.seconds})
     episode, best = start.cursor.epoch, start.best
     asked = ask_ahead(roles.rollout, prompt_batches, config.train.seed, start.step + 1, ahead)
+    step = start.step
     while True:
         # Where engines work beside the trainers, what they worked belongs to no phase.
-        phases = Phases(None if ahead else roles.busy)
+        phases = Phases(None if ahead else roles.busy, step)
         with phases("rollout"):
             if (rollout := next(asked, None)) is None:
                 break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from openrlhf.training.busy import BusyClock
 from openrlhf.training.log import Phases
 
@@ -28,3 +30,9 @@ def test_each_part_has_what_was_reported_since_the_last() -> None:
         "busy/sync": 0.25,
     }
     assert {"time/rollout", "time/advantages", "time/sync"} < metrics.keys()
+
+
+def test_a_wait_that_is_over_names_its_phase_and_the_step() -> None:
+    sentence = "in the phase sync after step 7: engine 0 is late; --deadline"
+    with pytest.raises(TimeoutError, match=sentence), Phases(after=7)("sync"):
+        raise TimeoutError("engine 0 is late")
