@@ -43,6 +43,7 @@ from openrlhf.backends.pieces import load_pieces, load_schedule, save_pieces
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model, saved_tensors
+from openrlhf.models.merged import Source, merged
 from openrlhf.models.ring_attention import Ring
 from openrlhf.models.teacher import Teacher
 from openrlhf.models.value_head import ScoreModel
@@ -190,16 +191,18 @@ class DeepSpeedTrain:
         return total
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face names and whole tensors, tied ones once. Collective: every rank exhausts it.
+        """Hugging Face names and whole tensors, with an adapter added into them, tied ones once. Collective: every rank
+        exhausts it.
 
         At stage 3 a tensor is whole only until the next one is asked for: copy what must last.
         """
-        yield from _whole(self.model.module.hf.state_dict(keep_vars=True), self._cut)
+        yield from _whole(merged(self.model.module.hf), self._cut)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a Hugging Face folder, or a PEFT folder for an adapter. Collective: rank 0 gathers what it writes in
         host memory."""
-        tensors = _whole(saved_tensors(self.model.module.hf), self._cut)
+        saved = saved_tensors(self.model.module.hf)
+        tensors = _whole({name: Source((tensor,)) for name, tensor in saved.items()}, self._cut)
         try:
             if self.layout.writes:
                 weights = {name: tensor.to("cpu", copy=True) for name, tensor in tensors}
@@ -362,28 +365,28 @@ def _skip_input_check(engine: deepspeed.DeepSpeedEngine) -> None:
         engine.first_dataloader_check.remove()
 
 
-def _whole(tensors: Mapping[str, Tensor], cut: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """Each of ``tensors`` gathered, tied ones once; ``cut`` names those that tensor parallelism cut. Collective."""
-    once: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        once.setdefault(id(tensor), (name, tensor))
+def _whole(sources: Mapping[str, Source], cut: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """Each of ``sources`` gathered, tied ones once; ``cut`` names those that tensor parallelism cut. Collective."""
+    once: dict[tuple[int, ...], tuple[str, Source]] = {}
+    for name, source in sources.items():
+        once.setdefault(tuple(id(part) for part in source.parts), (name, source))
     for bucket in _buckets(once.values()):
-        with _gathered([tensor for _, tensor in bucket]):
-            for name, tensor in bucket:
-                part = tensor.detach()
-                yield name, whole(part, cut[name]) if name in cut else part
+        with _gathered([part for _, source in bucket for part in source.parts]):
+            for name, source in bucket:
+                parts = [part.detach() for part in source.parts]
+                yield name, source.make(*(whole(part, cut[name]) if name in cut else part for part in parts))
 
 
-def _buckets(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+def _buckets(sources: Iterable[tuple[str, Source]]) -> Iterator[list[tuple[str, Source]]]:
     """Runs of tensors of at most ``GATHER_BYTES`` when whole, at least one each."""
-    bucket: list[tuple[str, Tensor]] = []
+    bucket: list[tuple[str, Source]] = []
     size = 0
-    for name, tensor in tensors:
-        whole = _elements(tensor) * tensor.element_size()
+    for name, source in sources:
+        whole = sum(_elements(part) * part.element_size() for part in source.parts)
         if bucket and size + whole > GATHER_BYTES:
             yield bucket
             bucket, size = [], 0
-        bucket.append((name, tensor))
+        bucket.append((name, source))
         size += whole
     if bucket:
         yield bucket
@@ -395,8 +398,8 @@ def _elements(tensor: Any) -> int:
 
 
 def _gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
-    sharded = [tensor for tensor in tensors if is_zero_param(tensor)]
-    return deepspeed.zero.GatheredParameters(sharded) if sharded else nullcontext()
+    sharded = {id(tensor): tensor for tensor in tensors if is_zero_param(tensor)}  # a tied one once
+    return deepspeed.zero.GatheredParameters(list(sharded.values())) if sharded else nullcontext()
 
 
 def _finite_or_nan(norm: float) -> float:

@@ -15,6 +15,7 @@ from openrlhf.backends.pieces import load_pieces, load_schedule, save_pieces, wh
 from openrlhf.config.groups import OptimConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model
+from openrlhf.models.merged import merged
 from openrlhf.models.teacher import Teacher
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import StepStats
@@ -78,8 +79,8 @@ class LocalTrain:
         return x
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self.model.state_dict().items():
-            yield name.removeprefix("hf."), tensor
+        for name, source in merged(self.model.hf).items():
+            yield name, source.make(*(part.detach() for part in source.parts))
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         save_model(self.model, folder, tokenizer)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import random
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import datasets
-import numpy
-import torch
 import transformers
 
 from openrlhf.config.groups import CheckpointConfig, TrainConfig
+from openrlhf.training.seeds import seed_process
 
 
 def check_folders(checkpoint: CheckpointConfig) -> None:
@@ -31,12 +28,7 @@ def check_folders(checkpoint: CheckpointConfig) -> None:
 def prepare_process(train: TrainConfig) -> None:
     """``--seed`` and ``--full_determinism``; and no bars of other libraries between the lines of ours."""
     quiet_libraries()
-    random.seed(train.seed)
-    numpy.random.seed(train.seed)
-    torch.manual_seed(train.seed)
-    if train.full_determinism:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed buffer
-        torch.use_deterministic_algorithms(True)
+    seed_process(train)
 
 
 def quiet_libraries() -> None:

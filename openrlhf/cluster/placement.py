@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source
+from openrlhf.config.derived import critic_source, own_reference
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def roles_of(config: PPOConfig) -> tuple[str, ...]:
     wanted = {
         "actor": True,
         "critic": critic_source(config) is not None,
-        "reference": config.algorithm.init_kl_coef > 0,
+        "reference": own_reference(config),
         "reward": config.reward.reward_pretrain is not None,
     }
     return tuple(role for role, needed in wanted.items() if needed)

@@ -73,11 +73,14 @@ class ClusterCritic:
 
 
 class ClusterReference:
-    def __init__(self, group: Group) -> None:
+    """Workers of its own, or the actor's, which know what they started from."""
+
+    def __init__(self, group: Group, verb: str) -> None:
         self.group = group
+        self.verb = verb
 
     def log_probs(self, batch: Batch) -> Future[Tensor | None]:
-        return self.group.submit_rows("log_probs", batch.inputs())
+        return self.group.submit_rows(self.verb, batch.inputs())
 
 
 class ClusterReward:
@@ -226,6 +229,8 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
         start_groups(groups.values(), total_steps, deadline_s)
         sync = WeightSync(actor, engines.engines, engines.names, placement.engine_devices, deadline_s)
         sync.connect(sync_backend(config.vllm.vllm_sync_backend, gpus, placement), engine_dtype(config))
+        if config.model.load_in_4bit:
+            sync.send(0)  # the engines have loaded the weights as they were before they were quantised
         if placement.engines_sleep:
             engines.sleep()
         if placement.roles_sleep:
@@ -234,7 +239,11 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
         lock = actor.lock if placement.engines_share else threading.RLock()
         rollout = ClusterRollout(engines, sync, lock, placement.engines_sleep, config, tokenizer, turns, rewarding)
         critic: Critic = ClusterCritic(groups["critic"]) if "critic" in groups else Absent()
-        reference: Reference = ClusterReference(groups["reference"]) if "reference" in groups else Absent()
+        reference: Reference = Absent()
+        if "reference" in groups:
+            reference = ClusterReference(groups["reference"], "log_probs")
+        elif config.algorithm.init_kl_coef > 0:
+            reference = ClusterReference(actor, "start_log_probs")
         models = len(reward_models(config))
         reward: RewardModels = ClusterReward(groups["reward"], models) if "reward" in groups else Absent()
         busy.take()  # what the start took

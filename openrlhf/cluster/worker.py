@@ -10,11 +10,13 @@ from pathlib import Path
 import ray
 from torch import Tensor
 
+from openrlhf.backends.shared import SharedForward
 from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import critic_source, reward_models
 from openrlhf.models.adapters import with_adapter
 from openrlhf.models.load import load_causal_lm, load_tokenizer
+from openrlhf.models.merged import check_syncs
 from openrlhf.training.checkpoint_part import load_part, save_part
 from openrlhf.training.members import (
     CriticMember,
@@ -24,6 +26,7 @@ from openrlhf.training.members import (
     load_critic,
     load_reward_model,
 )
+from openrlhf.training.seeds import seed_process
 from openrlhf.types import Batch, Metrics
 
 
@@ -51,7 +54,9 @@ class Worker:
         return [str(gpu) for gpu in ray.get_gpu_ids()]
 
     def join(self, address: str, port: int) -> None:
-        """Tell torch.distributed who this rank is; Ray shows each worker its own GPU only, so the local rank is 0."""
+        """Tell torch.distributed who this rank is; Ray shows each worker its own GPU only, so the local rank is 0. What
+        the worker draws, a new head or an adapter, follows from ``--seed``."""
+        seed_process(self.config.train)
         os.environ.update(
             MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(self.rank), WORLD_SIZE=str(self.world), LOCAL_RANK="0"
         )
@@ -64,7 +69,7 @@ class Worker:
 
 
 class ActorWorker(Worker):
-    """Actor: log-probs, update, and the sending of its weights to the engines."""
+    """Actor: log-probs, update, and the sending of its weights to the engines. With an adapter also the reference."""
 
     member: PolicyMember
     sender: WeightSender | None = None
@@ -82,10 +87,15 @@ class ActorWorker(Worker):
             config.algorithm.actor_learning_rate,
             total_steps,
         )
+        check_syncs(engine.model.module.hf)
         self.member = PolicyMember(engine, config)
 
     def log_probs(self, batch: Batch) -> Tensor:
         return self.member.log_probs(batch)
+
+    def start_log_probs(self, batch: Batch) -> Tensor:
+        """Of the model that an adapter was put into."""
+        return ReferenceMember(SharedForward(self.member.engine), self.config).log_probs(batch)
 
     def update(self, batch: Batch, kl_coef: float) -> Metrics:
         return self.member.update(batch, kl_coef)

@@ -80,13 +80,18 @@ def ranks_sharing_rows(config: PPOConfig) -> int:
     return config.model.ring_attn_size * config.deepspeed.ds_tensor_parallel_size
 
 
+def own_reference(config: PPOConfig) -> bool:
+    """Whether the run needs a reference beside the actor. One that learns by an adapter is its own, with that off."""
+    return config.algorithm.init_kl_coef > 0 and not starts_from(config.model, config.model.pretrain)
+
+
 def role_sizes(config: PPOConfig) -> dict[str, RoleSize]:
     """The roles of the run that hold a model, by the name their flags begin with: actor, critic, ref, reward."""
     place = config.placement
     sizes = {"actor": RoleSize(place.actor_num_nodes, place.actor_num_gpus_per_node)}
     if critic_source(config) is not None:
         sizes["critic"] = RoleSize(place.critic_num_nodes, place.critic_num_gpus_per_node)
-    if config.algorithm.init_kl_coef > 0:
+    if own_reference(config):
         sizes["ref"] = RoleSize(place.ref_num_nodes, place.ref_num_gpus_per_node)
     if config.reward.reward_pretrain is not None:
         sizes["reward"] = RoleSize(place.reward_num_nodes, place.reward_num_gpus_per_node)

@@ -496,13 +496,6 @@ def local(config: PPOConfig) -> None:
         raise ValueError(f"--local uses neither Ray nor DeepSpeed nor vLLM: leave out {', '.join(idle)}.")
 
 
-def synced_adapters(config: PPOConfig) -> None:
-    if config.model.lora_rank > 0 and not config.placement.local:
-        raise ValueError(
-            "--lora_rank is not built yet for engines on Ray: leave it out, or give --local to sample in this process."
-        )
-
-
 def engines(config: PPOConfig) -> None:
     if not config.placement.local and config.vllm.vllm_num_engines is None:
         raise ValueError("--vllm_num_engines must be at least 1, or give --local to run everything in this process.")
@@ -585,8 +578,8 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
         *SHARED_RULES, evaluation, prompt_shares, reward_source, agent, reward_address, rollout_batch, estimator,
-        surrogate, correction, asynchronous, overlong, critic, reference, kl_horizon, local, synced_adapters, engines,
-        workers, colocation, colocated_engines, sleep,
+        surrogate, correction, asynchronous, overlong, critic, reference, kl_horizon, local, engines, workers,
+        colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (packages,),
     LoraCombinerConfig: (),

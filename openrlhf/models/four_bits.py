@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 
@@ -25,3 +27,11 @@ def keep_gradients(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def dequantised(packed: Tensor, state: Any) -> Tensor:
+    """The numbers that a packed weight stands for, in the dtype it was quantised from. ``state`` is its scales."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    numbers: Tensor = dequantize_4bit(packed, state)
+    return numbers

@@ -73,7 +73,7 @@ class TrainEngine(ForwardEngine, Protocol):
         ...
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face names and whole tensors, gathered when they are sharded."""
+        """Hugging Face names and whole tensors: gathered when they are sharded, with an adapter added into them."""
         ...
 
     def save(self, folder: Path, tokenizer: Any) -> None:

@@ -43,6 +43,12 @@ def test_roles_that_the_run_does_not_need_get_no_devices():
     assert [pool.roles for pool in placement.pools] == [("actor",), ("reward",)]
 
 
+def test_an_actor_with_an_adapter_is_its_own_reference():
+    assert [pool.roles for pool in placed("--lora_rank 4").pools] == [("actor",), ("critic",), ("reward",)]
+    together = placed("--lora_rank 4 --colocate_all_models")
+    assert [pool.roles for pool in together.pools] == [("actor", "critic", "reward")]
+
+
 def test_a_reward_function_needs_no_reward_model():
     flags = FLAGS.replace("--reward_pretrain r", f"--remote_rm_url {Path('f.py')}")
     placement = plan(read(PPOConfig, flags.split()))

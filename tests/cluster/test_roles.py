@@ -19,6 +19,7 @@ from openrlhf.config.parse import read
 from openrlhf.models.load import load_score_model, load_tokenizer, save_model
 from openrlhf.models.tiny import build_model, build_tokenizer
 from openrlhf.training.roles import Roles, gather
+from openrlhf.training.seeds import seed_process
 from openrlhf.types import Batch, Prompt, Sample, collate
 from tests.conftest import TEXTS
 
@@ -156,6 +157,41 @@ def test_any_placement_gives_the_numbers_of_one_process(
     assert (numbers["after"] - numbers["old"]).abs().max() > 1e-2  # the step was large enough to tell
     assert difference < 1e-4
     assert again < 1e-4
+
+
+@pytest.mark.timeout(600)
+def test_an_adapter_is_merged_for_the_engines_and_taken_off_for_the_reference(
+    tiny_folder: Path, reward_folder: Path
+) -> None:
+    from openrlhf.cluster.roles import cluster_roles
+    from openrlhf.cluster.start import ray_session
+
+    adapter = "--lora_rank 4 --lora_alpha 16 --actor_learning_rate 1e-2 --advantage_estimator reinforce"
+    alone = configure(tiny_folder, reward_folder, f"{adapter} --local")
+    tokenizer = load_tokenizer(str(tiny_folder), alone.model)
+    seed_process(alone.train)
+    expected = one_step(local_roles(alone, tokenizer, total_steps=4), fixed_batch())
+    placement = (
+        "--actor_num_gpus_per_node 2 --ref_num_gpus_per_node 1 --reward_num_gpus_per_node 2 --vllm_num_engines 2 "
+        "--colocate_all_models --vllm_enable_sleep --deepspeed_enable_sleep --zero_stage 3"
+    )
+    config = configure(tiny_folder, reward_folder, f"{adapter} {placement}")
+    with ray_session(config), cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
+        before = engine_difference(roles, tokenizer)
+        numbers = one_step(roles, fixed_batch())
+        stale = engine_difference(roles, tokenizer)
+        gather(roles.rollout.sync(1), deadline_s=DEADLINE_S)
+        difference = engine_difference(roles, tokenizer)
+        (start,) = gather(roles.reference.log_probs(fixed_batch()), deadline_s=DEADLINE_S)
+        assert roles.reference.group is roles.actor.group  # no second copy
+    for name in ("rewards", "old", "reference", "after"):
+        assert (numbers[name] - expected[name]).abs().max() < 2e-5, name
+    assert numbers["actor"] == pytest.approx(expected["actor"], rel=1e-3, abs=1e-5)
+    assert torch.equal(start, numbers["reference"])
+    assert (numbers["after"] - start).abs().max() > 1e-2  # the step was large enough to tell
+    assert stale > 1e-3
+    assert before < 1e-4
+    assert difference < 1e-4
 
 
 @pytest.mark.timeout(300)

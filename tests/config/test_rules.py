@@ -600,7 +600,6 @@ def test_refused_flags_and_sentences() -> None:
         (PPOConfig, {"target_modules": ("q_proj",)}, ["--target_modules", "--lora_rank"]),
         (DPOConfig, {"lora_rank": 4, "ref_offload": True}, ["--ref_offload", "leave --ref_offload out"]),
         (KTOConfig, {"lora_rank": 4, "ref_offload": True}, ["--ref_offload", "leave --ref_offload out"]),
-        (PPOConfig, {"lora_rank": 4}, ["--lora_rank", "not built yet", "--local"]),
         (SFTConfig, {"load_in_4bit": True}, ["--load_in_4bit", "--lora_rank"]),
         (
             KDConfig,
@@ -674,6 +673,7 @@ def test_where_the_critic_starts(flags: dict[str, Any], source: CriticSource | N
 def test_roles_with_a_model() -> None:
     assert list(role_sizes(build(PPOConfig, PPO))) == ["actor", "critic", "ref", "reward"]
     assert list(role_sizes(build(PPOConfig, FILE | GROUPS | {"init_kl_coef": 0.0}))) == ["actor"]
+    assert list(role_sizes(build(PPOConfig, FILE | GROUPS | {"lora_rank": 4}))) == ["actor"]  # its start is in it
     sizes = role_sizes(build(PPOConfig, PPO | {"actor_num_nodes": 3}))
     assert (sizes["actor"].workers, sizes["ref"].workers) == (12, 4)
 
