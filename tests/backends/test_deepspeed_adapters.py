@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,33 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
         )  # fmt: skip
         results[f"small steps, stage {stage}"] = small_steps(engine)
         engine.model.destroy()
+        adapter = replace(config, bf16=False, lora_rank=4, target_modules=("q_proj", "down_proj"))
+        engine = DeepSpeedTrain(
+            lambda config=adapter: with_adapter(load_causal_lm(config.pretrain, config), config), adapter, OPTIM,
+            TrainConfig(), DeepSpeedConfig(zero_stage=stage), learning_rate=1e-2, total_steps=STEPS,
+        )  # fmt: skip
+        results[f"merges, stage {stage}"] = merges(engine)
+        engine.save(folder / f"merged-{stage}", AutoTokenizer.from_pretrained(folder / "model"))
+        engine.model.destroy()
     if rank == 0:
         torch.save(results, folder / "results.pt")
+
+
+def merges(engine: Any) -> dict[str, Any]:
+    """The first and the last of a hundred, and what the model says before and after them."""
+    train(engine, "policy")
+    engine.model.eval()
+
+    def scores() -> list[torch.Tensor]:
+        with torch.no_grad():
+            both = engine.model(mini_batch(0)), SharedForward(engine).model(mini_batch(0))
+        return [model.log_probs for model in both]
+
+    before = scores()
+    first = {name: weight.clone() for name, weight in engine.full_weights()}
+    for _ in range(99):
+        last = {name: weight.clone() for name, weight in engine.full_weights()}
+    return {"first": first, "last": last, "before": before, "after": scores()}
 
 
 def small_steps(engine: Any) -> torch.Tensor:
@@ -136,6 +162,27 @@ def test_zero_3_trains_and_saves_the_adapter_that_one_process_does(folder: Path,
     tokens = mini_batch(0).tokens[:1]
     with torch.no_grad():
         torch.testing.assert_close(loaded(tokens).logits, engine.model.eval().hf(tokens).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", STAGES)
+def test_merged_weights_are_those_of_peft_and_a_hundred_merges_change_no_bit(folder: Path, stage: int) -> None:
+    result = torch.load(folder / "results.pt")[f"merges, stage {stage}"]
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    plain = {name: weight.clone() for name, weight in base.state_dict().items() if name != "lm_head.weight"}  # tied
+    expected = PeftModel.from_pretrained(base, folder / f"merged-{stage}").merge_and_unload().state_dict()
+    assert result["first"].keys() == plain.keys()
+    for name, weight in result["first"].items():
+        assert torch.equal(weight, result["last"][name])
+        if "q_proj" in name or "down_proj" in name:
+            torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+            assert float((weight - plain[name]).abs().max()) > 1e-3
+        else:
+            assert torch.equal(weight, plain[name])
+    for before, after in zip(result["before"], result["after"], strict=True):
+        assert torch.equal(before, after)
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""PPO by its command on Ray + vLLM + DeepSpeed: critic, reward models, bfloat16, all on shared devices; and a reward
-function that ends its process at one of the prompts."""
+"""PPO by its command on Ray + vLLM + DeepSpeed: critic, reward models, bfloat16, all on shared devices; a reward
+function that ends its process at one of the prompts; and adapters beside 4-bit weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from openrlhf.cli.train_ppo_ray import main
@@ -72,3 +73,33 @@ def test_ppo_with_reward_models_in_bf16_on_shared_devices(tiny_folder: Path, tmp
     assert any(not torch.equal(before[name].bfloat16(), after[name].bfloat16()) for name in before)
     critic = AutoModelForSequenceClassification.from_pretrained(out.with_name("out_critic"), num_labels=1)
     assert critic.score.weight.shape == (1, 64)
+
+
+@pytest.mark.timeout(400)
+def test_qlora_without_a_critic_samples_from_the_weights_that_learn(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    rows = [{"input": f"What is {i} + {i}?"} for i in range(4)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "reward.py").write_text(
+        "def reward_func(queries, prompts, labels):\n    return [float(len(query) % 5) for query in queries]\n"
+    )
+    out = tmp_path / "out"
+    main(
+        f"--pretrain {tiny_folder} --remote_rm_url {tmp_path}/reward.py --advantage_estimator group_norm "
+        "--load_in_4bit --lora_rank 4 --lora_alpha 16 --actor_learning_rate 1e-2 --lr_warmup_ratio 0 --zero_stage 2 "
+        "--actor_num_gpus_per_node 2 --vllm_num_engines 1 --init_kl_coef 0.01 --use_kl_loss --kl_estimator k3 "
+        f"--prompt_data {tmp_path}/prompts.jsonl --rollout_batch_size 2 --n_samples_per_prompt 4 "
+        f"--train_batch_size 8 --micro_train_batch_size 2 --prompt_max_len 32 --generate_max_len 12 --save_path {out}"
+        .split()
+    )  # fmt: skip
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [step["weight_version"] for step in steps] == [0, 1]
+    for step in steps:  # before the first update too: 4-bit weights are not those in the folder
+        assert step["engine_log_prob_diff"] < 1e-4
+    assert abs(steps[0]["kl"]) < 1e-6  # the reference is the model without its adapter, which does nothing yet
+    assert steps[1]["kl"] > 1e-5
+    assert {path.name for path in out.glob("*.safetensors")} == {"adapter_model.safetensors"}
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    after = PeftModel.from_pretrained(base, out).merge_and_unload().state_dict()
+    assert max(float((after[name] - before[name]).abs().max()) for name in before) > 1e-3
