@@ -26,29 +26,33 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/.ray-token-$SLURM_JOB_ID
 trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 (umask 077 && echo "$(</proc/sys/kernel/random/uuid)" >"$RAY_AUTH_TOKEN_PATH")
 
-"${on_first[@]}" ray start --head --block --port="${PORT:-6379}" &
-if ((nodes > 1)); then
-  srun --overlap --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) --exclude="$first" "${container[@]}" \
-    ray start --block --address="$address" &
-fi
-
-export RAY_ADDRESS=$address
-"${on_first[@]}" python3 -c '
+wait_for() { # so many machines in Ray; a `ray start` that fails meanwhile ends the script
+  RAY_ADDRESS=$address "${on_first[@]}" python3 -c '
 import sys, time, ray
-nodes, until = int(sys.argv[1]), time.monotonic() + 300
-there = 0
+nodes, there, until = int(sys.argv[1]), 0, time.monotonic() + 300
 while there < nodes:
     if time.monotonic() > until:
         sys.exit(f"{there} of {nodes} machines joined Ray within 300 s")
+    time.sleep(1)
     try:
-        ray.init(address="auto", log_to_driver=False, ignore_reinit_error=True)
+        if not ray.is_initialized():
+            ray.init(address="auto", log_to_driver=False)
         there = sum(node["Alive"] for node in ray.nodes())
     except ConnectionError:
         pass
-    time.sleep(1)
-' "$nodes"
+' "$1" &
+  wait -n
+}
 
-"${on_first[@]}" python3 -m openrlhf.cli.train_ppo_ray \
+"${on_first[@]}" ray start --head --block --port="${PORT:-6379}" &
+wait_for 1
+if ((nodes > 1)); then
+  srun --overlap --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) --exclude="$first" "${container[@]}" \
+    ray start --block --address="$address" &
+  wait_for "$nodes"
+fi
+
+RAY_ADDRESS=$address "${on_first[@]}" python3 -m openrlhf.cli.train_ppo_ray \
   --pretrain OpenRLHF/Llama-3-8b-sft-mixture \
   --reward_pretrain OpenRLHF/Llama-3-8b-rm-700k \
   --normalize_reward \

@@ -12,8 +12,11 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("openrlhf", "python", "python3", "deepspeed", "torchrun", "ray", "make", "pip", "srun", "scontrol")
-TOOLS = ("bash", "dirname", "head", "mkdir", "mv", "rm")  # the real ones, for scripts
+PROGRAMS = (
+    "openrlhf", "python", "python3", "deepspeed", "torchrun", "ray", "make", "pip", "srun", "scontrol", "docker",
+    "sudo", "curl",
+)  # fmt: skip
+TOOLS = ("bash", "dirname", "head", "id", "mkdir", "mv", "rm")  # the real ones, for scripts
 WORD, COMMAND = "\0", "\1"
 
 

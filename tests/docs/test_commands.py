@@ -101,6 +101,10 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif words[0] == "srun":
         program = run_by_srun(words)
         assert program[:2] in (["ray", "start"], ["python3", "-c"]), words
+    elif words[0] == "docker":
+        assert words[1] == "run" or (ROOT / words[words.index("-f") + 1]).is_file(), words
+    elif words[0] in ("sudo", "curl"):
+        return  # sets up a machine; nothing of ours is in it
     elif words[0] == "ray":
         assert words[1] in ("start", "get-auth-token"), words
     elif words[0] == "scontrol":
@@ -181,9 +185,29 @@ def test_the_number_of_gpus_of_a_script(script: Path, folder: Path) -> None:
     assert re.search(rf"^\| `{script.name}` \| .* \| {gpus} \|$", page, flags=re.MULTILINE)
 
 
+def test_the_slurm_script_starts_ray_on_every_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    commands = commands_of("examples/scripts/train_ppo_llama_ray_slurm.sh", folder)
+    starts = [words for words in commands if words[0] == "srun" and run_by_srun(words)[:2] == ["ray", "start"]]
+    assert sorted("--head" in words for words in starts) == [False, True]
+    assert {(words[2], words[3]) for words in starts} == {("--nodes=1", "--ntasks=1"), ("--nodes=2", "--ntasks=2")}
+
+
 def test_the_page_of_scripts_has_them_all() -> None:
     named = re.findall(r"`(\w+\.sh)`", (ROOT / "docs/scripts.md").read_text(encoding="utf-8"))
     assert set(named) == {path.name for path in (ROOT / "examples/scripts").glob("*.sh")}
+
+
+@pytest.mark.parametrize("home", ["{folder}", "/nowhere"])
+def test_the_container_has_a_home(home: str, tmp_path: Path) -> None:
+    """Also for a user whom it does not know; and runs its words."""
+    home = home.format(folder=tmp_path)
+    show = ["bash", "-c", 'touch "$HOME/x" && echo "$1|$HOME|$USER"', "bash", "a b"]
+    done = subprocess.run(
+        [ROOT / "dockerfile/docker-entrypoint.sh", *show],
+        env={"PATH": os.environ["PATH"], "HOME": home}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"a b|{home if home != '/nowhere' else f'/tmp/home-{os.getuid()}'}|user{os.getuid()}\n"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
