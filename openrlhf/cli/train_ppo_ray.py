@@ -204,18 +204,23 @@ def prompt_batches(
     prompts: list[Prompt], config: PPOConfig, start: Cursor | None = None
 ) -> Iterator[tuple[list[Prompt], Cursor]]:
     """``rollout_batch_size`` prompts at a time, each once an episode; a batch may reach into the next episode. With it
-    goes where the data stands afterwards."""
+    goes where the data stands afterwards. With ``--dynamic_filtering`` they come one at a time, to be taken as needed.
+    """
     from openrlhf.data.sampler import Cursor, batches
 
     rollout = config.rollout
     every, seed, episodes = len(prompts), config.train.seed, rollout.num_episodes
-    order = batches(every, rollout.rollout_batch_size, seed, episodes, start or Cursor(), across_epochs=True)
+    size = 1 if rollout.dynamic_filtering else rollout.rollout_batch_size
+    order = batches(every, size, seed, episodes, start or Cursor(), across_epochs=True)
     for chosen, cursor in order:
         yield [prompts[i] for i in chosen], cursor
 
 
 def optimizer_steps(config: PPOConfig, prompts: int) -> int:
-    """Length of the learning-rate schedule for ``prompts`` rows; the last rollout batch may be smaller."""
+    """Length of the learning-rate schedule for ``prompts`` rows; the last rollout batch may be smaller.
+
+    With ``--dynamic_filtering`` it is that of a run which keeps every prompt: nobody knows how many it will.
+    """
     rollout, train = config.rollout, config.train
     full, rest = divmod(prompts * rollout.num_episodes, rollout.rollout_batch_size)
 

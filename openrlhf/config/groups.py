@@ -339,6 +339,12 @@ class RolloutConfig:
     temperature: float = flag(1.0, "sampling temperature; log-probs are taken at the same")
     top_p: float = flag(1.0, "sample from the smallest set of tokens with this probability")
     num_episodes: int = flag(1, "passes over the prompts")
+    dynamic_filtering: bool = flag(
+        False, "replace prompts whose responses have scores that teach nothing, until the rollout batch is full (DAPO)"
+    )
+    dynamic_filtering_reward_range: tuple[float, float] = flag(
+        (0.0, 1.0), "keep a prompt whose mean score is above the first and below the second"
+    )
     async_train: bool = flag(False, "sample the next rollout batches while the models learn from this one")
     async_queue_size: int = flag(1, "rollout batches that --async_train samples ahead, and so updates they are old")
     max_staleness: int | None = flag(None, "leave out samples that are more updates old than this")

@@ -77,7 +77,11 @@ RANGES = (
         lambda pair: 0 <= pair[0] < pair[1],
         ("vllm_is_truncated_threshold",),
     ),
-    Range("two numbers, the lower one first", lambda pair: pair[0] < pair[1], ("reward_clip_range",)),
+    Range(
+        "two numbers, the lower one first",
+        lambda pair: pair[0] < pair[1],
+        ("reward_clip_range", "dynamic_filtering_reward_range"),
+    ),
 )
 
 

@@ -383,6 +383,28 @@ def rollout_batch(config: PPOConfig) -> None:
         )
 
 
+def filtering(config: PPOConfig) -> None:
+    rollout = config.rollout
+    if not rollout.dynamic_filtering:
+        if rollout.dynamic_filtering_reward_range != defaults(PPOConfig)["dynamic_filtering_reward_range"]:
+            raise ValueError("--dynamic_filtering_reward_range says what to keep: it needs --dynamic_filtering.")
+        return
+    if rollout.n_samples_per_prompt == 1:
+        raise ValueError(
+            "--dynamic_filtering looks at the scores of all responses to a prompt: --n_samples_per_prompt must be "
+            "above 1."
+        )
+    if config.reward.remote_rm_url is None and config.rollout.agent_func_path is None:
+        raise ValueError(
+            "--dynamic_filtering keeps prompts by the scores of a function or an agent: it needs --remote_rm_url or "
+            "--agent_func_path."
+        )
+    if rollout.async_train:
+        raise ValueError(
+            "--dynamic_filtering asks for prompts when it has seen the scores and --async_train before: leave one out."
+        )
+
+
 def estimator(config: PPOConfig) -> None:
     from openrlhf.algorithms.advantages import find_estimator  # here, so that --help does not wait for torch
 
@@ -577,9 +599,9 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     KDConfig: (*SHARED_RULES, dataset_shares, pretrain_mode, answers, evaluation),
     PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
-        *SHARED_RULES, evaluation, prompt_shares, reward_source, agent, reward_address, rollout_batch, estimator,
-        surrogate, correction, asynchronous, overlong, critic, reference, kl_horizon, local, engines, workers,
-        colocation, colocated_engines, sleep,
+        *SHARED_RULES, evaluation, prompt_shares, reward_source, agent, reward_address, rollout_batch, filtering,
+        estimator, surrogate, correction, asynchronous, overlong, critic, reference, kl_horizon, local, engines,
+        workers, colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (packages,),
     LoraCombinerConfig: (),

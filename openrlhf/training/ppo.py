@@ -14,7 +14,7 @@ It knows roles, not machines: the same function runs in one process and on a clu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -24,10 +24,11 @@ from openrlhf.algorithms.rewards import kl_penalty, overlong_penalty, stop_prope
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import reward_weights, rollouts_ahead
 from openrlhf.data.sampler import Cursor
-from openrlhf.training.ahead import ask_ahead, fresh, staleness
+from openrlhf.training.ahead import Asked, ask_ahead, fresh, staleness
 from openrlhf.training.best import keep_best
 from openrlhf.training.checkpoint_part import own_random_numbers
 from openrlhf.training.checkpoints import Checkpoints, Progress, close_step
+from openrlhf.training.filtering import ask_until_full, groups
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.metric_names import OF_CRITIC, REWARD_PARTS
 from openrlhf.training.pass_rates import pass_rates
@@ -65,7 +66,7 @@ def train(
             evaluated = evaluate(evaluation, roles, config, pad_token_id, deadline_s)
         log.step(0, {**evaluated, **phases.seconds})
     episode, best = start.cursor.epoch, start.best
-    asked = ask_ahead(roles.rollout, prompt_batches, config.train.seed, start.step + 1, ahead)
+    asked = rollouts(config, roles, prompt_batches, start.step + 1, deadline_s)
     step = start.step
     while True:
         # Where engines work beside the trainers, what they worked belongs to no phase.
@@ -103,7 +104,7 @@ def train(
                 **sample_metrics(samples, batch),
                 **staleness(samples, step),
                 **parts,
-                **dropped(config, len(rollout.prompts), len(sampled), len(samples)),
+                **left_out(config, len(rollout.prompts), sampled, len(samples)),
                 **actor,
                 **(critic or {}),
                 "kl_coef": kl.coef,
@@ -115,6 +116,20 @@ def train(
         skips.note_update(step, "actor", actor, batch, config.train)
         skips.note_update(step, "critic", of_critic(critic), batch, config.train)
         close_step(Progress(step, rollout.cursor, kl.coef, best), checkpoints, skips.why)
+
+
+def rollouts(
+    config: PPOConfig,
+    roles: Roles,
+    prompt_batches: Iterable[tuple[list[Prompt], Cursor]],
+    first: int,
+    deadline_s: float,
+) -> Iterator[Asked]:
+    """The rollout of each step from ``first`` on."""
+    seed, engines = config.train.seed, roles.rollout
+    if config.rollout.dynamic_filtering:
+        return ask_until_full(engines, prompt_batches, config.rollout, seed, first, deadline_s)
+    return ask_ahead(engines, prompt_batches, seed, first, rollouts_ahead(config.rollout))
 
 
 def evaluation_due(every: int, step: int, episode_ended: bool) -> bool:
@@ -215,13 +230,17 @@ def of_critic(metrics: Metrics | None) -> Metrics:
     return {name.removeprefix(OF_CRITIC): value for name, value in (metrics or {}).items()}
 
 
-def dropped(config: PPOConfig, prompts: int, sampled: int, kept: int) -> Metrics:
-    """Which share of the samples was left out, where that may happen: without a reward, and then for their age."""
+def left_out(config: PPOConfig, prompts: int, sampled: list[Sample], kept: int) -> Metrics:
+    """Which share was left out, where that may happen: of the prompts, and of the samples of the others without a
+    reward and then for their age."""
     metrics: Metrics = {}
+    if config.rollout.dynamic_filtering:
+        metrics["groups_kept"] = groups(sampled) / prompts
+        prompts = groups(sampled)
     if config.reward.on_reward_failure == "drop":
-        metrics["reward/invalid"] = 1 - sampled / (prompts * config.rollout.n_samples_per_prompt)
+        metrics["reward/invalid"] = 1 - len(sampled) / (prompts * config.rollout.n_samples_per_prompt)
     if config.rollout.max_staleness is not None:
-        metrics["stale"] = 1 - kept / sampled
+        metrics["stale"] = 1 - kept / len(sampled)
     return metrics
 
 

@@ -103,6 +103,7 @@ def test_good_sft(changed: dict[str, Any]) -> None:
         {"async_train": True},
         {"async_train": True, "async_queue_size": 3, "max_staleness": 3},
         {"async_train": True, "colocate_actor_ref": True, "deepspeed_enable_sleep": True},
+        {**FILE, **GROUPS, "dynamic_filtering": True, "dynamic_filtering_reward_range": (0.1, 0.9)},
         {"eval_dataset": "e", "eval_steps": 3, "eval_temperature": 0.0, "best_metric_key": "eval_default_pass1"},
     ],
 )
@@ -396,6 +397,13 @@ def test_bad_batch_inference(changed: dict[str, Any], words: list[str]) -> None:
             PPO | SHARED | {"vllm_num_engines": 3},
             ["--colocate_all_models", "--vllm_num_engines 3", "--vllm_tensor_parallel_size 1", "4"],
         ),
+        (
+            FILE | {"n_samples_per_prompt": 4, "dynamic_filtering_reward_range": (0.1, 0.9)},
+            ["--dynamic_filtering_reward_range", "--dynamic_filtering."],
+        ),
+        (FILE | {"dynamic_filtering": True}, ["--dynamic_filtering", "--n_samples_per_prompt"]),
+        (PPO | {"dynamic_filtering": True, "n_samples_per_prompt": 4}, ["--dynamic_filtering", "--remote_rm_url"]),
+        (FILE | GROUPS | {"dynamic_filtering": True, "async_train": True}, ["--dynamic_filtering", "--async_train"]),
         (PPO | {"vllm_enable_sleep": True}, ["--vllm_enable_sleep", "--colocate_all_models"]),
         (PPO | {"deepspeed_enable_sleep": True}, ["--deepspeed_enable_sleep", "--colocate_actor_ref"]),
         (PPO | {"async_queue_size": 2}, ["--async_queue_size", "--async_train"]),
