@@ -34,12 +34,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from openrlhf.backends import deepspeed_states
+from openrlhf.backends.average import Average
 from openrlhf.backends.deepspeed_config import clips_by_hand, frozen_config, train_config
 from openrlhf.backends.deepspeed_plan import tensor_parallel_config
 from openrlhf.backends.deepspeed_tensor_parallel import cut_dimensions, gradient_norm, whole
 from openrlhf.backends.layout import Layout
 from openrlhf.backends.local import lr_schedule
-from openrlhf.backends.pieces import load_pieces, load_schedule, save_pieces
+from openrlhf.backends.pieces import Piece, load_pieces, load_schedule, save_pieces
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model, saved_tensors
@@ -129,8 +130,10 @@ class DeepSpeedTrain:
         sharding: DeepSpeedConfig,
         learning_rate: float,
         total_steps: int,
+        ema_beta: float | None = None,
     ) -> None:
-        """``build`` loads the model; at stage 3 it runs where Transformers partitions weights as they are loaded.
+        """``build`` loads the model; at stage 3 it runs where Transformers partitions weights as they are loaded. With
+        ``ema_beta`` it saves a moving average of its weights with this decay.
 
         Raises ValueError for flags that the ZeRO stage has not.
         """
@@ -157,6 +160,7 @@ class DeepSpeedTrain:
         _skip_input_check(self.model)
         self._cut = cut_dimensions(module.hf)
         self._asleep: list[deepspeed_states.HostCopy] = []
+        self.average = None if ema_beta is None else Average(ema_beta, self._pieces())
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate the gradient of ``loss``; the step sees the sum over ranks and micro-batches.
@@ -181,7 +185,10 @@ class DeepSpeedTrain:
             return StepStats(math.nan, lr, skipped=True)
         self.model.step()
         norm = self.model.get_global_grad_norm() if norm is None else norm
-        return StepStats(_finite_or_nan(float(norm)), lr, skipped=not self.model.was_step_applied())
+        skipped = not self.model.was_step_applied()
+        if self.average is not None and not skipped:
+            self.average.step(self._pieces())
+        return StepStats(_finite_or_nan(float(norm)), lr, skipped)
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over the data-parallel ranks, the same bits on every rank; ``x`` lies on ``device`` and is
@@ -201,15 +208,15 @@ class DeepSpeedTrain:
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a Hugging Face folder, or a PEFT folder for an adapter. Collective: rank 0 gathers what it writes in
         host memory."""
-        saved = saved_tensors(self.model.module.hf)
-        tensors = _whole({name: Source((tensor,)) for name, tensor in saved.items()}, self._cut)
+        weights: dict[str, Tensor] = {}
+        with self._averaged():
+            saved = saved_tensors(self.model.module.hf)
+            for name, tensor in _whole({name: Source((tensor,)) for name, tensor in saved.items()}, self._cut):
+                if self.layout.writes:
+                    weights[name] = tensor.to("cpu", copy=True)
         try:
             if self.layout.writes:
-                weights = {name: tensor.to("cpu", copy=True) for name, tensor in tensors}
                 save_model(self.model.module, folder, tokenizer, weights)
-            else:
-                for _ in tensors:
-                    pass
         finally:
             dist.barrier()  # also when the disk is full: the others wait here
 
@@ -222,22 +229,22 @@ class DeepSpeedTrain:
     def state(self) -> dict[str, Any]:
         """This process's pieces of the trained weights and moments, and the schedule."""
         layout = self.layout
+        mine = deepspeed_states.pieces(self.model, layout)
         shared = f" in tensor-parallel groups of {layout.tensor}" if layout.tensor > 1 else ""
         return {
             "rank": layout.rank,
             "tensor_parallel": layout.tensor,
             "layout": f"{layout.world} processes at ZeRO stage {self.model.zero_optimization_stage()}{shared}",
-            "pieces": save_pieces(deepspeed_states.pieces(self.model, layout), self.model.basic_optimizer),
+            "pieces": save_pieces(mine, self.model.basic_optimizer),
+            "average": self.average.state() if self.average and mine else {},
             "schedule": self.model.lr_scheduler.state_dict(),
         }
 
     def load_state(self, saved: Sequence[Mapping[str, Any]]) -> None:
         """Fill this process's pieces from those of all processes that saved, and renew the weights. Collective."""
-        load_pieces(
-            deepspeed_states.own_pieces(self.model, self.layout),
-            self.model.basic_optimizer,
-            [part["pieces"] for part in saved],
-        )
+        load_pieces(self._pieces(), self.model.basic_optimizer, [part["pieces"] for part in saved])
+        if self.average is not None:
+            self.average.load_state([part["average"] for part in saved])
         deepspeed_states.renew_weights(self.model)
         load_schedule(self.model.lr_scheduler, self.model.basic_optimizer, saved[0]["schedule"])
 
@@ -249,6 +256,20 @@ class DeepSpeedTrain:
     def onload(self) -> None:
         deepspeed_states.onload(self._asleep, self.device)
         self._asleep = []
+
+    def _pieces(self) -> list[Piece]:
+        return deepspeed_states.own_pieces(self.model, self.layout)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the model has its average weights, where there is an average. Collective."""
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place_of(self._pieces()):
+            deepspeed_states.renew_weights(self.model)
+            yield
+        deepspeed_states.renew_weights(self.model)
 
     def _clip(self) -> Tensor:
         parameters = [p for p in self.model.module.parameters() if p.requires_grad]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from openrlhf.backends.pieces import load_pieces, load_schedule, save_pieces, whole_weights
+from openrlhf.backends.average import Average
+from openrlhf.backends.pieces import Piece, load_pieces, load_schedule, save_pieces, whole_weights
 from openrlhf.config.groups import OptimConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model
@@ -50,7 +52,9 @@ class LocalTrain:
         learning_rate: float,
         total_steps: int,
         bf16: bool = False,
+        ema_beta: float | None = None,
     ) -> None:
+        """With ``ema_beta`` it saves a moving average of its weights with this decay."""
         self.model = in_bf16(model) if bf16 else model
         self.device = next(model.parameters()).device
         self.max_norm = optim.max_norm
@@ -60,6 +64,7 @@ class LocalTrain:
             self.parameters, lr=learning_rate, betas=(beta1, beta2), weight_decay=optim.l2, fused=True
         )
         self.scheduler = lr_schedule(self.optimizer, optim, total_steps)
+        self.average = None if ema_beta is None else Average(ema_beta, self._pieces())
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
@@ -72,6 +77,8 @@ class LocalTrain:
         if not skipped:
             self.optimizer.step()
             self.scheduler.step()
+            if self.average is not None:
+                self.average.step(self._pieces())
         self.optimizer.zero_grad(set_to_none=True)
         return StepStats(norm, lr, skipped)
 
@@ -83,7 +90,8 @@ class LocalTrain:
             yield name, source.make(*(part.detach() for part in source.parts))
 
     def save(self, folder: Path, tokenizer: Any) -> None:
-        save_model(self.model, folder, tokenizer)
+        with self.average.in_place_of(self._pieces()) if self.average else nullcontext():
+            save_model(self.model, folder, tokenizer)
 
     def anywhere(self, here: bool) -> bool:
         return here
@@ -93,14 +101,19 @@ class LocalTrain:
             "rank": 0,
             "tensor_parallel": 1,
             "layout": "one process without DeepSpeed",
-            "pieces": save_pieces(whole_weights(self.model.named_parameters()), self.optimizer),
+            "pieces": save_pieces(self._pieces(), self.optimizer),
+            "average": self.average.state() if self.average else {},
             "schedule": self.scheduler.state_dict(),
         }
 
     def load_state(self, saved: Sequence[Mapping[str, Any]]) -> None:
-        pieces = whole_weights(self.model.named_parameters())
-        load_pieces(pieces, self.optimizer, [part["pieces"] for part in saved])
+        load_pieces(self._pieces(), self.optimizer, [part["pieces"] for part in saved])
+        if self.average is not None:
+            self.average.load_state([part["average"] for part in saved])
         load_schedule(self.scheduler, self.optimizer, saved[0]["schedule"])
+
+    def _pieces(self) -> list[Piece]:
+        return whole_weights(self.model.named_parameters())
 
     def offload(self) -> None:
         """Nothing: one process keeps its model where it is."""

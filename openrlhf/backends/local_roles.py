@@ -13,12 +13,17 @@ from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.backends.shared import SharedForward
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source, evaluation_rollout, reward_models, starts_from
+from openrlhf.config.derived import (
+    actor_steps,
+    critic_source,
+    ema_beta,
+    evaluation_rollout,
+    reward_models,
+    starts_from,
+)
 from openrlhf.config.groups import RolloutConfig
 from openrlhf.models.adapters import with_adapter
-from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm
-from openrlhf.models.value_head import ScoreModel
 from openrlhf.rollout.agents import agent_of
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import RolloutEngine
@@ -130,15 +135,14 @@ def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
     policy = with_adapter(load_causal_lm(config.model.pretrain, config.model), config.model).to(device)
     algorithm = config.algorithm
 
-    def trained(model: CausalLM | ScoreModel, learning_rate: float) -> LocalTrain:
-        return LocalTrain(model, config.optim, learning_rate, total_steps, bf16)
-
     critic: Critic = Absent()
     source = critic_source(config)
     if source is not None:
         model = load_critic(source, config).to(device)
-        critic = LocalCritic(CriticMember(trained(model, algorithm.critic_learning_rate), config), tokenizer)
-    learner = trained(policy, algorithm.actor_learning_rate)
+        values = LocalTrain(model, config.optim, algorithm.critic_learning_rate, total_steps, bf16)
+        critic = LocalCritic(CriticMember(values, config), tokenizer)
+    steps = actor_steps(config, total_steps)
+    learner = LocalTrain(policy, config.optim, algorithm.actor_learning_rate, steps, bf16, ema_beta(config))
     reference: Reference = Absent()
     if algorithm.init_kl_coef > 0:
         reference = LocalReference(ReferenceMember(start_of(learner, config), config))

@@ -42,6 +42,11 @@ def save_pieces(pieces: Sequence[Piece], optimizer: torch.optim.Optimizer) -> di
     return {piece.name: _saved(piece, optimizer.state.get(piece.flat, {})) for piece in pieces}
 
 
+def save_weights(pieces: Sequence[Piece]) -> dict[str, Any]:
+    """The weights alone, as ``save_pieces`` has them."""
+    return {piece.name: _saved(piece, {}) for piece in pieces}
+
+
 def _saved(piece: Piece, state: Mapping[str, Any]) -> dict[str, Any]:
     moments = {key: value for key, value in state.items() if key != "step"}
     return {
@@ -60,33 +65,50 @@ def load_pieces(pieces: Sequence[Piece], optimizer: torch.optim.Optimizer, saved
     Raises ValueError when a weight is missing or has another size.
     """
     optimizer.state.clear()
+    load_weights(pieces, saved)
+    for piece in pieces:
+        for part in (part[piece.name] for part in saved if piece.name in part):
+            _load_moments(piece, part, optimizer)
+
+
+@torch.no_grad()
+def load_weights(pieces: Sequence[Piece], saved: Sequence[Mapping[str, Any]]) -> None:
+    """The weights of ``load_pieces`` alone. Raises ValueError as that does."""
     for piece in pieces:
         parts = [part[piece.name] for part in saved if piece.name in part]
         if not parts:
             raise ValueError(f"it has no weight {piece.name}")
         if parts[0]["whole"] != piece.whole:
             raise ValueError(f"its {piece.name} has {parts[0]['whole']} elements and not {piece.whole}")
-        if sum(_fill(piece, part, optimizer) for part in parts) < piece.size:
+        if sum(_load_weight(piece, part) for part in parts) < piece.size:
             raise ValueError(f"a part of its {piece.name} is missing")
 
 
-def _fill(piece: Piece, part: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> int:
+def _load_weight(piece: Piece, part: Mapping[str, Any]) -> int:
     """Copy what the two have in common; the number of its elements."""
-    size = part["weight"].numel()
-    first, last = max(piece.start, part["start"]), min(piece.start + piece.size, part["start"] + size)
-    if first >= last:
-        return 0
-    target, source = slice(first - piece.start, last - piece.start), slice(first - part["start"], last - part["start"])
+    target, source = _common(piece, part)
     piece.of(piece.flat)[target].copy_(part["weight"][source])
-    if part["moments"]:
-        state = optimizer.state[piece.flat]
-        for key, moment in part["moments"].items():
-            if key not in state:
-                state[key] = torch.zeros_like(piece.flat)
-            piece.of(state[key])[target].copy_(moment[source])
-        # As the fused AdamW makes it: on the device of the weight.
-        state["step"] = torch.tensor(part["step"], dtype=torch.float32, device=piece.flat.device)
-    return last - first
+    return target.stop - target.start
+
+
+def _load_moments(piece: Piece, part: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    target, source = _common(piece, part)
+    if not part["moments"] or target.start == target.stop:
+        return
+    state = optimizer.state[piece.flat]
+    for key, moment in part["moments"].items():
+        if key not in state:
+            state[key] = torch.zeros_like(piece.flat)
+        piece.of(state[key])[target].copy_(moment[source])
+    # As the fused AdamW makes it: on the device of the weight.
+    state["step"] = torch.tensor(part["step"], dtype=torch.float32, device=piece.flat.device)
+
+
+def _common(piece: Piece, part: Mapping[str, Any]) -> tuple[slice, slice]:
+    """Where the elements that the two have in common are in the piece, and where in the part."""
+    first = max(piece.start, part["start"])
+    last = max(first, min(piece.start + piece.size, part["start"] + part["weight"].numel()))
+    return slice(first - piece.start, last - piece.start), slice(first - part["start"], last - part["start"])
 
 
 def load_schedule(scheduler: Any, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from openrlhf.backends.shared import SharedForward
 from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source, reward_models
+from openrlhf.config.derived import actor_steps, critic_source, ema_beta, reward_models
 from openrlhf.models.adapters import with_adapter
 from openrlhf.models.load import load_causal_lm, load_tokenizer
 from openrlhf.models.merged import check_syncs
@@ -85,7 +85,8 @@ class ActorWorker(Worker):
             config.train,
             config.deepspeed,
             config.algorithm.actor_learning_rate,
-            total_steps,
+            actor_steps(config, total_steps),
+            ema_beta(config),
         )
         check_syncs(engine.model.module.hf)
         self.member = PolicyMember(engine, config)

@@ -109,6 +109,19 @@ def evaluation_rollout(config: PPOConfig) -> RolloutConfig:
     return replace(config.rollout, temperature=own.eval_temperature, n_samples_per_prompt=own.eval_n_samples_per_prompt)
 
 
+def actor_steps(config: PPOConfig, total_steps: int) -> int:
+    """Optimizer steps of the actor, at least 1, of ``total_steps`` of the critic: it waits ``--freezing_actor_steps``
+    rollout batches."""
+    rows = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
+    a_batch = config.train.max_epochs * rows // config.train.train_batch_size
+    return max(1, total_steps - max(0, config.algorithm.freezing_actor_steps) * a_batch)
+
+
+def ema_beta(config: PPOConfig) -> float | None:
+    """The decay of the actor's moving average, None without one."""
+    return config.algorithm.ema_beta if config.algorithm.enable_ema else None
+
+
 def served_model(config: ServeConfig) -> ModelConfig:
     """How the model of a reward server is loaded."""
     return ModelConfig(

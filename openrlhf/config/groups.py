@@ -322,9 +322,9 @@ class AlgorithmConfig:
     vllm_is_truncated_threshold: tuple[float, float] = flag((0.5, 5.0), "lowest and highest of these weights")
     actor_learning_rate: float = flag(1e-6, "highest learning rate of the actor")
     critic_learning_rate: float = flag(9e-6, "highest learning rate of the critic")
-    freezing_actor_steps: int = flag(-1, "train only the critic in the first so many steps")
+    freezing_actor_steps: int = flag(-1, "train only the critic in the first so many rollout batches")
     ptx_coef: float = flag(0.05, "kept so that old command lines are understood")
-    enable_ema: bool = flag(False, "keep a moving average of the actor")
+    enable_ema: bool = flag(False, "save a moving average of the actor in place of its last weights")
     ema_beta: float = flag(0.992, "decay of the moving average")
 
 

@@ -10,11 +10,8 @@ from openrlhf.config.commands import Command, PPOConfig, defaults, flat
 # Flag → why any value but its default is refused.
 NOT_BUILT: dict[str, str] = {
     "train_split": "never had an effect: use --dataset_split.",
-    "freezing_actor_steps": "is not built yet: leave it out and train actor and critic from the first step.",
     "partial_rollout": "is not built yet: leave it out, each sample is then of one version of the weights.",
     "ptx_coef": "never had an effect: leave it out.",
-    "enable_ema": "is not built yet: leave it out and save the actor itself.",
-    "ema_beta": "is not built yet, as --enable_ema is not: leave it out.",
     "actor_init_on_gpu": "never had an effect: leave it out.",
     "perf": "never had an effect: leave it out.",
     "vllm_sync_with_ray": "is not built yet: leave it out and choose --vllm_sync_backend nccl or gloo.",

@@ -488,6 +488,19 @@ def critic(config: PPOConfig) -> None:
         raise ValueError(f"--advantage_estimator {name} has no critic: leave out --save_value_network.")
 
 
+def freezing(config: PPOConfig) -> None:
+    if config.algorithm.freezing_actor_steps > 0 and critic_source(config) is None:
+        raise ValueError(
+            f"--freezing_actor_steps trains the critic alone, and --advantage_estimator "
+            f"{config.algorithm.advantage_estimator} has none: leave it out."
+        )
+
+
+def average(config: PPOConfig) -> None:
+    if config.algorithm.ema_beta != defaults(PPOConfig)["ema_beta"] and not config.algorithm.enable_ema:
+        raise ValueError("--ema_beta is the decay of the moving average: it needs --enable_ema.")
+
+
 def reference(config: PPOConfig) -> None:
     algorithm = config.algorithm
     if algorithm.init_kl_coef > 0:
@@ -600,8 +613,8 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     PRMConfig: (*SHARED_RULES, process_shares, reward_tokens, evaluation),
     PPOConfig: (
         *SHARED_RULES, evaluation, prompt_shares, reward_source, agent, reward_address, rollout_batch, filtering,
-        estimator, surrogate, correction, asynchronous, overlong, critic, reference, kl_horizon, local, engines,
-        workers, colocation, colocated_engines, sleep,
+        estimator, surrogate, correction, asynchronous, overlong, critic, freezing, average, reference, kl_horizon,
+        local, engines, workers, colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (packages,),
     LoraCombinerConfig: (),

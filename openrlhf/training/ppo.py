@@ -87,7 +87,9 @@ def train(
             batch = add_advantages(batch, config, kl.coef)
         with phases("update"):
             critic, actor = gather(
-                roles.critic.update(batch), roles.actor.update(batch, kl.coef), deadline_s=deadline_s
+                roles.critic.update(batch),
+                roles.actor.update(batch, kl.coef) if step > config.algorithm.freezing_actor_steps else done({}),
+                deadline_s=deadline_s,
             )
         with phases("sync"):
             gather(roles.rollout.sync(step), deadline_s=deadline_s)
@@ -111,7 +113,7 @@ def train(
                 **phases.metrics(tokens=int(batch.attention_mask.sum())),
             },
         )
-        if "kl" in actor:  # not where every optimizer step was skipped
+        if "kl" in actor:  # not where it is frozen, or every optimizer step was skipped
             kl.update(actor["kl"], len(batch))
         skips.note_update(step, "actor", actor, batch, config.train)
         skips.note_update(step, "critic", of_critic(critic), batch, config.train)

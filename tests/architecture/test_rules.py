@@ -25,6 +25,8 @@ READ_BY_OTHERS = {
     "async_queue_size": "config/derived.py, with --async_train",
     "critic_pretrain": "config/derived.py, which says where the critic starts",
     "ref_pretrain": "config/derived.py, which says where the reference of DPO is",
+    "ema_beta": "config/derived.py, which says whether there is an average",
+    "enable_ema": "config/derived.py, as ema_beta",
     "eval_temperature": "config/derived.py, which says how an evaluation samples",
     "local_rank": "the DeepSpeed launcher adds it to every command line and says the same in the environment",
 }

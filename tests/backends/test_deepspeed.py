@@ -32,6 +32,7 @@ from openrlhf.models.value_head import ScoreModel
 from openrlhf.types import Batch
 
 VOCABULARY, WIDTH, ROWS, STEPS, PEAK = 64, 12, 12, 3, 1e-3
+BETA = 0.6
 OPTIM = OptimConfig(l2=0.1, max_norm=0.5, lr_warmup_ratio=0.3)
 # Rows of each micro-batch, rank by rank: ragged, and equally many micro-batches on every rank.
 SPLITS = {1: [[2, 5, 1, 4]], 2: [[1, 3, 1], [4, 1, 2]]}
@@ -50,6 +51,7 @@ class Case:
     sleeps: bool = False
     spoilt: bool = False  # a step whose gradient is not finite comes before each of the others
     saves_to: str = ""
+    ema_beta: float | None = None
 
     def sharding(self) -> DeepSpeedConfig:
         return DeepSpeedConfig(
@@ -80,6 +82,10 @@ EXACT = {
         **{f"stage {stage}, recomputed": Case(stage, recompute="plain") for stage in (2, 3)},
         **{f"stage {stage}, recomputed reentrantly": Case(stage, recompute="reentrant") for stage in (2, 3)},
         **{f"stage {stage}, tied": Case(stage, tied=True, saves_to=f"saved-tied-{stage}") for stage in (0, 2, 3)},
+        **{
+            f"stage {stage}, averaged": Case(stage, ema_beta=BETA, sleeps=stage == 3, saves_to=f"averaged-{stage}")
+            for stage in (0, 2, 3)
+        },
         "stage 3, saved": Case(3, saves_to="saved-3"),
         "stage 3, second partition": Case(3, zpg=2),
     },
@@ -88,6 +94,7 @@ BF16 = {
     2: {
         **{f"bf16 stage {stage}": Case(stage, bf16=True) for stage in range(4)},
         **{f"bf16 stage {stage}, fp32 sums": Case(stage, bf16=True, grad_accum_dtype="fp32") for stage in (1, 2, 3)},
+        "bf16 stage 3, averaged": Case(3, bf16=True, ema_beta=BETA, saves_to="averaged-bf16"),
         **{f"bf16 stage {stage}, sleeping": Case(stage, bf16=True, sleeps=True) for stage in range(4)},
     },
 }
@@ -139,9 +146,16 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     return -(model(batch).log_probs * batch.loss_weights).sum()
 
 
-def reference_run(folder: Path) -> tuple[list[tuple[float, float, float]], dict[str, Tensor]]:
-    """AdamW on whole mini-batches in plain PyTorch: (loss, norm, learning rate) a step, and the weights."""
+def reference_run(
+    folder: Path, path: list[dict[str, Tensor]] | None = None
+) -> tuple[list[tuple[float, float, float]], dict[str, Tensor]]:
+    """AdamW on whole mini-batches in plain PyTorch: (loss, norm, learning rate) a step, and the weights.
+
+    ``path`` gets the weights of the start and after each step.
+    """
     model = load(folder)
+    path = [] if path is None else path
+    path.append({name: p.detach().clone() for name, p in model.hf.named_parameters()})
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     stats = []
     for step in range(STEPS):
@@ -154,7 +168,8 @@ def reference_run(folder: Path) -> tuple[list[tuple[float, float, float]], dict[
         stats.append((loss.item(), norm.item(), optimizer.param_groups[0]["lr"]))
         optimizer.step()
         optimizer.zero_grad()
-    return stats, {name: p.detach() for name, p in model.hf.named_parameters()}
+        path.append({name: p.detach().clone() for name, p in model.hf.named_parameters()})
+    return stats, path[-1]
 
 
 def run_rank(rank: int, world: int, port: int, folder: Path) -> None:
@@ -191,6 +206,7 @@ def run_case(case: Case, rank: int, world: int, folder: Path) -> dict[str, Any]:
         case.sharding(),
         learning_rate=PEAK,
         total_steps=STEPS,
+        ema_beta=case.ema_beta,
     )
     assert (engine.rank, engine.world, engine.device) == (rank, world, torch.device("cpu"))
     stats, slept, skipped = [], [], []
@@ -208,10 +224,12 @@ def run_case(case: Case, rank: int, world: int, folder: Path) -> dict[str, Any]:
         stats.append((engine.sum_over_ranks(loss).item(), done.grad_norm, done.lr))
         if case.sleeps:
             slept.append(sleep_and_wake(engine))
-    weights = {name: tensor.clone() for name, tensor in engine.full_weights()}
+    if case.ema_beta is not None:
+        forget_the_average(engine, world)
     buffers = dict(engine.model.module.named_buffers())
     if case.saves_to:
         engine.save(folder / f"{case.saves_to}-{world}", AutoTokenizer.from_pretrained(folder / "tokenizer"))
+    weights = {name: tensor.clone() for name, tensor in engine.full_weights()}
     engine.model.destroy()
     return {"stats": stats, "weights": weights, "slept": slept, "skipped": skipped, "buffers": buffers}
 
@@ -231,6 +249,15 @@ def spoilt_step(engine: Any, step: int, rank: int, world: int) -> list[bool]:
     skipped = torch.zeros(world)
     skipped[rank] = engine.step().skipped
     return [bool(each) for each in engine.sum_over_ranks(skipped)]
+
+
+def forget_the_average(engine: Any, world: int) -> None:
+    """And find it again in the states of all ranks."""
+    states: list[Any] = [None] * world
+    torch.distributed.all_gather_object(states, engine.state())
+    for piece in engine.average.pieces:
+        piece.flat.zero_()
+    engine.load_state(states)
 
 
 def sleep_and_wake(engine: Any) -> tuple[bool, bool]:
@@ -375,13 +402,31 @@ def test_sharding_does_not_round_the_rotary_frequencies(name: str, results: Any,
 
 
 @on_ranks
-@pytest.mark.parametrize("name", [name for name, case in EXACT[2].items() if case.saves_to])
+@pytest.mark.parametrize("name", [name for name, case in EXACT[2].items() if case.saves_to and not case.ema_beta])
 def test_save_writes_what_transformers_loads(name: str, results: Any, folder: Path) -> None:
     saved = folder / f"{EXACT[2][name].saves_to}-2"
     model, report = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     torch.testing.assert_close(dict(model.named_parameters()), results[2][name]["weights"], rtol=0, atol=0)
     assert AutoTokenizer.from_pretrained(saved).encode("abc")
+
+
+@on_ranks
+@pytest.mark.parametrize("name", [name for name, case in CASES[2].items() if case.ema_beta])
+def test_what_is_saved_is_the_moving_average(name: str, folder: Path, results: Any) -> None:
+    """β³·w₀ + (1 − β)·(β²·w₁ + β·w₂ + w₃), from the weights after each step of the plain loop."""
+    path: list[dict[str, Tensor]] = []
+    reference_run(folder / "untied", path)
+    shares = [BETA**3, *((1 - BETA) * BETA ** (STEPS - step) for step in range(1, STEPS + 1))]
+    case = CASES[2][name]
+    saved = dict(AutoModelForCausalLM.from_pretrained(folder / f"{case.saves_to}-2").named_parameters())
+    assert saved.keys() == path[0].keys()
+    near = {"rtol": 1e-2, "atol": 2e-3} if case.bf16 else {"rtol": 1e-6, "atol": 5e-7}
+    for key in saved:
+        expected = sum(share * weights[key].double() for share, weights in zip(shares, path, strict=True))
+        torch.testing.assert_close(saved[key].detach().double(), expected, **near, msg=key)
+        if not case.bf16:
+            assert not torch.equal(saved[key], results[2][name]["weights"][key])
 
 
 @on_ranks

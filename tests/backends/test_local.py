@@ -171,3 +171,28 @@ def test_flags_of_deepspeed_need_a_launcher(monkeypatch: pytest.MonkeyPatch) -> 
             lambda: CausalLM(build()), ModelConfig(pretrain="p"), OptimConfig(), TrainConfig(),
             DeepSpeedConfig(adam_offload=True), 1e-3, 5,
         )  # fmt: skip
+
+
+def test_what_is_saved_is_the_moving_average(tiny_folder: Path, tmp_path: Path) -> None:
+    """β²·w₀ + (1 − β)·(β·w₁ + w₂) after two steps, in float64; training does not notice, and a loaded state has it."""
+    config = ModelConfig(pretrain=str(tiny_folder))
+    path = []
+
+    def averaging() -> LocalTrain:
+        optim = OptimConfig(lr_warmup_ratio=0, lr_scheduler="constant")
+        return LocalTrain(load_causal_lm(str(tiny_folder), config), optim, 1e-2, 10, ema_beta=0.75)
+
+    trained = averaging()
+    for _ in range(2):
+        path.append(trained.model.hf.lm_head.weight.detach().double())
+        take_a_step(trained)
+    weight = trained.model.hf.lm_head.weight.detach().clone()
+    expected = 0.75**2 * path[0] + 0.25 * (0.75 * path[1] + weight.double())
+    later = averaging()
+    later.load_state([trained.state()])
+    for number, engine in enumerate((trained, later)):
+        engine.save(tmp_path / str(number), load_tokenizer(str(tiny_folder), config))
+        saved = AutoModelForCausalLM.from_pretrained(tmp_path / str(number)).lm_head.weight.detach()
+        torch.testing.assert_close(saved.double(), expected, rtol=1e-6, atol=1e-8)
+        assert torch.equal(engine.model.hf.lm_head.weight, weight)
+        assert not torch.equal(saved, weight)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from openrlhf.backends.average import Average
 from openrlhf.backends.pieces import Piece, load_pieces, save_pieces, whole_weights
 
 SIZES = {"a": 7, "b": 12, "c": 1}
@@ -102,3 +103,35 @@ def test_what_does_not_fit_is_refused(spoil, says: str) -> None:
     spoil(part)
     with pytest.raises(ValueError, match=says):
         load_pieces(whole_weights(weights.items()), optimizer, [part])
+
+
+@pytest.mark.parametrize("readers", [1, 2, 4])
+def test_an_average_is_divided_anew(readers: int) -> None:
+    """Three processes stepped it; it starts at 0 and the weights are 2 after one step and 6 after the next."""
+    shards = [Shard(rank, 3) for rank in range(3)]
+    averages = [Average(0.5, shard.pieces) for shard in shards]
+    for value in (2.0, 6.0):
+        for shard, average in zip(shards, averages, strict=True):
+            torch.nn.init.constant_(shard.flat, value)
+            average.step(shard.pieces)
+    saved = [average.state() for average in averages]
+    others = [Average(0.5, Shard(rank, readers).pieces) for rank in range(readers)]
+    for other in others:
+        other.load_state(saved)
+        assert all(torch.equal(piece.flat, torch.full_like(piece.flat, 0.25 * 2 + 0.5 * 6)) for piece in other.pieces)
+    assert sum(piece.size for other in others for piece in other.pieces) == sum(SIZES.values())
+
+
+def test_the_weights_are_back_even_when_the_disk_is_full() -> None:
+    shard = Shard(0, 1)
+    average = Average(0.5, shard.pieces)
+    torch.nn.init.constant_(shard.flat, 3.0)
+
+    def save() -> None:
+        with average.in_place_of(shard.pieces):
+            assert not shard.flat.any()
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save()
+    assert (shard.flat == 3.0).all()

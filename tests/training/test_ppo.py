@@ -17,6 +17,7 @@ from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.backends.local_roles import LocalActor, LocalCritic, LocalReference
 from openrlhf.cli.train_ppo_ray import optimizer_steps, prompt_batches
 from openrlhf.config.commands import PPOConfig
+from openrlhf.config.derived import actor_steps
 from openrlhf.config.parse import read
 from openrlhf.data.sampler import Cursor
 from openrlhf.models.causal_lm import CausalLM
@@ -325,6 +326,25 @@ def test_each_prompt_comes_once_an_episode() -> None:
     flat = list(chain.from_iterable(asked))
     assert sorted(flat[:7]) == sorted(flat[7:]) == list(range(7))
     assert flat[:7] != flat[7:]
+
+
+def test_the_critic_alone_learns_first() -> None:
+    """Two of three rollout batches: no actor metric, no change of the KL weight, and the actor's schedule waits."""
+    config = config_of(freezing_actor_steps=2, kl_target=1e-4, kl_horizon=80, kl_estimator="k2")
+    policy, scorer, lines = run(config, package_samples(), rollouts=3)
+    assert not torch.equal(weights(policy.hf), weights(build(seed=0)))
+    assert ["policy_loss" in line for line in lines] == [False, False, True]
+    assert all(line["critic_loss"] > 0 for line in lines)
+    assert [line["kl_coef"] for line in lines] == [0.05] * 3
+    assert not torch.equal(weights(scorer.hf), weights(build_scorer(seed=2)))
+
+
+@pytest.mark.parametrize(("frozen", "expected"), [(-1, 12), (0, 12), (2, 4), (3, 1), (9, 1)])
+def test_the_schedule_of_the_actor_begins_when_it_learns(frozen: int, expected: int) -> None:
+    """Three rollout batches of eight samples, each learned from twice in mini-batches of four: 12 steps."""
+    config = config_of(n_samples_per_prompt=4)
+    config = replace(config, algorithm=replace(config.algorithm, freezing_actor_steps=frozen))
+    assert actor_steps(config, optimizer_steps(config, prompts=6)) == expected
 
 
 def test_the_adaptive_coefficient_follows_the_measured_kl() -> None:
