@@ -44,7 +44,7 @@ def test_ppo_with_reward_models_in_bf16_on_shared_devices(tiny_folder: Path, tmp
         f"--prompt_data {tmp_path}/prompts.jsonl --num_episodes 2 --rollout_batch_size 4 --n_samples_per_prompt 2 "
         "--train_batch_size 4 --micro_train_batch_size 2 --prompt_max_len 32 --generate_max_len 12 "
         f"--eval_dataset {tmp_path}/prompts.jsonl --eval_steps 2 --eval_temperature 0 --eval_n_samples_per_prompt 2 "
-        f"--best_metric_key eval_default_pass2 --ckpt_path {tmp_path}/ckpt "
+        f"--enable_ema --ema_beta 0.5 --best_metric_key eval_default_pass2 --ckpt_path {tmp_path}/ckpt "
         f"--use_tensorboard {tmp_path}/tb --save_path {out}".split()
     )
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

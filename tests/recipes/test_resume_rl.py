@@ -76,6 +76,22 @@ def test_a_killed_run_goes_on(flags: dict[str, Any], estimator: str, at: str, ca
 
 
 @pytest.mark.slow
+def test_an_average_and_a_frozen_actor_go_on(flags: dict[str, Any]) -> None:
+    """The actor learns in three of five steps; killed in the first of them."""
+    flags |= {"enable_ema": True, "ema_beta": 0.7, "freezing_actor_steps": 2}
+    at = {"at": "openrlhf.training.update:optimizer_step", "call": 3 * 4 + 2}
+    assert run_apart("train_ppo_ray", flags | SAVES, **at) == -signal.SIGKILL
+    assert run_apart("train_ppo_ray", flags | SAVES | {"load_checkpoint": True}) == 0
+    assert ["loss" in row for row in metrics(flags["save_path"])] == [False, False, True, True, True]
+    same(flags, critic=True)
+    averaged = (flags["save_path"] / "model.safetensors").read_bytes()
+    last = run(
+        main, flags | {"enable_ema": False, "ema_beta": 0.992, "save_path": flags["save_path"].with_name("last")}
+    )
+    assert (last / "model.safetensors").read_bytes() != averaged
+
+
+@pytest.mark.slow
 def test_a_signal_stops_after_the_step(flags: dict[str, Any]) -> None:
     at = {"at": "openrlhf.training.ppo:add_rewards", "call": 3}
     assert run_apart("train_ppo_ray", flags | SAVES, **at, number=signal.SIGTERM) == 0
