@@ -1,7 +1,7 @@
 # make demo     train a tiny model with PPO on this machine's CPU, in one process
 # make check    linters, types and the fast tests (under two minutes once installed)
 # make test     the whole suite with the real Ray, vLLM and DeepSpeed on the CPU
-# make bench    measure speed and memory against a bare loop and TRL; writes benchmarks/RESULTS.md (about 10 minutes)
+# make bench    measure speed and memory against a bare loop and TRL; writes benchmarks/RESULTS.md (about 15 minutes)
 # make certificate  measure that nothing which must not change a gradient does; writes docs/certificate.md (a few minutes)
 # make cluster  install what `.venv/bin/openrlhf demo --cluster` needs on a machine without a GPU
 # make lock     write requirements/*.lock from the versions in .venv (see requirements/lock.py)

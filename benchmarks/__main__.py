@@ -1,5 +1,5 @@
 """``python -m benchmarks [NAME …]``: run the comparisons and print one table. ``--write`` keeps it in RESULTS.md;
-after ``phases`` alone, the section of that name there is replaced and the rest stays.
+after ``phases`` or ``async`` alone, their sections there are replaced and the rest stays.
 """
 
 from __future__ import annotations
@@ -7,14 +7,17 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import reduce
 from pathlib import Path
 
+from benchmarks.asynchronous import async_table
 from benchmarks.comparisons import COMPARISONS
 from benchmarks.machine import describe
 from benchmarks.material import write_model
 from benchmarks.phases import phase_table
 from benchmarks.table import Row, markdown
 
+SECTIONS = {"phases": phase_table, "async": async_table}  # each with a table of its own
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = ("what", "ours", "other", "ratio: median (min–max)", "goal", "met")
 NOTES = """\
@@ -34,7 +37,7 @@ of reach there as long as the head does not know the loss when it runs forward.
 
 
 def main() -> None:
-    names = [*COMPARISONS, "phases"]
+    names = [*COMPARISONS, *SECTIONS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names)} (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each program (default: %(default)s)")
@@ -44,8 +47,8 @@ def main() -> None:
         parser.error(f"no comparison is called {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
     text, failures = run(args.names or names, args.rounds)
     print(text)
-    if args.write and args.names == ["phases"] and not failures:
-        text = with_section(RESULTS.read_text(encoding="utf-8"), phases_of(text))
+    if args.write and args.names and set(args.names) <= SECTIONS.keys() and not failures:
+        text = reduce(with_section, sections_of(text), RESULTS.read_text(encoding="utf-8"))
     if args.write:
         RESULTS.write_text(text, encoding="utf-8")
     if failures:
@@ -73,26 +76,32 @@ def run(names: list[str], rounds: int) -> tuple[str, list[str]]:
             rows += measured
     if rows:
         parts.append(markdown(HEAD, [row.cells() for row in rows]))
-    if "phases" in names:
-        print("phases …", flush=True)
+    for name in (name for name in names if name in SECTIONS):
+        print(f"{name} …", flush=True)
         try:
-            parts.append(phase_table())
+            parts.append(SECTIONS[name]())
         except RuntimeError as error:
             print(error, flush=True)
-            failures.append("phases failed.")
+            failures.append(f"{name} failed.")
     parts += failures
     parts.append(f"Took {(time.monotonic() - began) / 60:.0f} minutes.")
     return "\n\n".join(parts) + "\n", failures
 
 
-def phases_of(text: str) -> str:
-    """The section of the phases, from its heading to its last line."""
-    return text[text.index("## ") : text.index("\n\nTook ")]
+def sections_of(text: str) -> list[str]:
+    """Each from its heading to its last line."""
+    body = text.rpartition("\n\nTook ")[0]
+    return ["## " + section for section in body.split("\n\n## ")[1:]]
 
 
 def with_section(text: str, section: str) -> str:
-    """``text`` with this section in place of the one it has."""
-    return text.replace(phases_of(text), section)
+    """``text`` with this section in place of the one with its heading, or as the last one."""
+    heading = section.partition("\n")[0] + "\n"
+    for old in sections_of(text):
+        if old.startswith(heading):
+            return text.replace(old, section)
+    body, *end = text.rpartition("\n\nTook ")
+    return "".join([body, "\n\n", section, *end])
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.grpo import PROMPTS, RESPONSE, SAMPLES, our_flags, prompt_texts, words
@@ -55,15 +56,18 @@ that of all phases and what lies between them: the step less all work."""
     return intro + "\n\n" + summarise(steps[WARM_UP_STEPS:])
 
 
-def run(folder: Path) -> list[Metrics]:
-    """The metrics of every step. Raises RuntimeError with the end of the output when the run fails."""
+def run(folder: Path, own: Mapping[str, Any] = MappingProxyType({})) -> list[Metrics]:
+    """The metrics of every step, with flags of one's ``own``.
+
+    Raises RuntimeError with the end of the output when the run fails.
+    """
     model, out, prompts = folder / "model", folder / "out", folder / "prompts.jsonl"
     write_model(model, VOCABULARY + 1)  # vLLM refuses an end token outside the vocabulary
     prompts.write_text("".join(json.dumps({"input": text}) + "\n" for text in prompt_texts() * (TIMES * STEPS)))
     output = folder / "output.txt"
     with output.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "openrlhf.cli.train_ppo_ray", *words(flags(model, prompts, out))],
+            [sys.executable, "-m", "openrlhf.cli.train_ppo_ray", *words({**flags(model, prompts, out), **own})],
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -8,7 +8,8 @@ import math
 
 import pytest
 
-from benchmarks.__main__ import with_section
+from benchmarks.__main__ import sections_of, with_section
+from benchmarks.asynchronous import summarise as summarise_async
 from benchmarks.gate import Gate
 from benchmarks.phases import summarise
 from benchmarks.rounds import Usage, check_agreement
@@ -94,3 +95,16 @@ def test_phases_and_what_is_left_for_the_controller() -> None:
 def test_a_section_measured_again_replaces_the_old_one_alone() -> None:
     page = "# Results\n\n| a |\n\n## Phases\n\n| old |\n\nTook 9 minutes.\n"
     assert with_section(page, "## Phases\n\n| new |") == page.replace("old", "new")
+    both = with_section(page, "## Others\n\n| more |")
+    assert both == page.replace("\n\nTook", "\n\n## Others\n\n| more |\n\nTook")
+    assert sections_of(both) == ["## Phases\n\n| old |", "## Others\n\n| more |"]
+    assert with_section(both, "## Phases\n\n| new |") == both.replace("old", "new")
+
+
+def test_asynchronous_steps_are_as_many_times_as_fast_in_every_run() -> None:
+    def run(step: float, wait: float) -> list[dict[str, float]]:
+        return [{"step_seconds": step, "time/rollout": wait, "time/sync": wait / 2}] * 3
+
+    lines = summarise_async({"off": [run(4.0, 2.0), run(3.0, 2.0)], "on": [run(2.0, 0.2), run(2.0, 0.2)]}).splitlines()
+    assert lines[2] == "| off | 3500 | 3000 | – | – | – |"
+    assert lines[3] == "| on | 2000 | 300 | 1.75 (1.50–2.00) | ≥ 1.6 | not shown: runs on both sides |"
