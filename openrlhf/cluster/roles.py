@@ -258,8 +258,10 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
     finally:
         for handle in handles:
             ray.kill(handle)
-        for line in (executor, turns, rewarding):
-            line.shutdown(wait=False, cancel_futures=True)
+        # What is left in line fails at once, as its workers are dead. A future that is cancelled in line would never
+        # tell those that wait for it, and a thread that outlived Ray would never end.
+        for line in (turns, rewarding, executor):
+            line.shutdown(wait=True)
 
 
 def start_groups(groups: Iterable[Group], total_steps: int, deadline_s: float) -> None:
