@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -176,6 +177,10 @@ def _load(auto: Any, path: str, settings: ModelConfig, flag: str, **options: Any
             trust_remote_code=settings.trust_remote_code,
             **options,
         )
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{flag} {path}: its pickled weights hold more than tensors, which could run code; have them as safetensors"
+        ) from error
     except (OSError, ValueError) as error:
         raise ValueError(_not_loadable(flag, path, "model", error)) from error
     hf: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -219,6 +224,8 @@ def _choose_attention(hf: PreTrainedModel, path: str, config: ModelConfig, flag:
 
 
 def _not_loadable(flag: str, path: str, what: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return f"{flag} {path}: this {what} comes with code; read it, then give --trust_remote_code to run it"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if path.startswith(("/", "./", "../", "~")) and not Path(path).exists():
         reason = "no such folder"

@@ -170,3 +170,58 @@ def is_option_lookup(node: ast.AST) -> bool:
 
 def test_no_file_is_called_utils() -> None:
     assert not [path for path in trees() if "util" in path or "helper" in path]
+
+
+# "file:function" → why what runs there comes from nobody else.
+RUNS_WHAT_IT_READS: dict[str, str] = {
+    "backends/vllm_transfer.py:receive": "handles of GPU memory, from the run's own actor over the run's own store",
+}
+
+
+def test_nothing_that_is_read_is_run() -> None:
+    found = {
+        f"{path}:{function}"
+        for path, tree in trees().items()
+        for function, call in calls(tree)
+        if runs_what_it_reads(call)
+    }
+    assert found == set(RUNS_WHAT_IT_READS), found
+
+
+def runs_what_it_reads(call: ast.Call) -> bool:
+    """Unpickling, a shell, evaluated text, or ``torch.load`` without ``weights_only=True``."""
+    name = ast.unparse(call.func)
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    if name == "torch.load":
+        return given.get("weights_only") != "True"
+    if name == "yaml.load" or given.get("shell") == "True" or given.get("weights_only") == "False":
+        return True
+    if given.get("trust_remote_code") == "True":
+        return True
+    unpicklers = {f"{library}.{verb}" for library in PICKLES for verb in ("load", "loads", "Unpickler")}
+    return name in unpicklers | {"eval", "exec", "os.system", "os.popen"}
+
+
+PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+
+
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ("pickle.loads(x)", True),
+        ("torch.load(path)", True),
+        ("torch.load(path, weights_only=False)", True),
+        ("torch.load(path, weights_only=True)", False),
+        ("subprocess.run('ls', shell=True, timeout=3)", True),
+        ("subprocess.run(['ls'], timeout=3)", False),
+        ("AutoModel.from_pretrained(path, trust_remote_code=True)", True),
+        ("AutoModel.from_pretrained(path, trust_remote_code=config.trust_remote_code)", False),
+        ("yaml.load(text)", True),
+        ("yaml.safe_load(text)", False),
+        ("model.eval()", False),
+    ],
+)
+def test_the_rule_on_code_tells_them_apart(text: str, runs: bool) -> None:
+    call = ast.parse(text, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert runs_what_it_reads(call) is runs
