@@ -9,7 +9,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from openrlhf.data.report import UnusableRow
+from openrlhf.data.report import UnusableRow, whole_characters
 
 Message = dict[str, Any]
 
@@ -48,7 +48,8 @@ def says_something(message: Message) -> bool:
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool = False) -> str:
     """The conversation in the tokenizer's chat template.
 
-    Raises ValueError when there is no template or the template refuses the conversation.
+    Raises ValueError when there is no template or the template refuses the conversation, UnusableRow for half a
+    character.
     """
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; give one with --tokenizer_chat_template")
@@ -57,7 +58,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gene
     except (TemplateError, TypeError) as error:  # the latter from a template that adds text to something else
         raise ValueError(f"the chat template refuses this conversation ({error})") from error
     assert isinstance(text, str)
-    return text
+    return whole_characters(text)
 
 
 def mark_answer(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: Sequence[Message]) -> MarkedText:

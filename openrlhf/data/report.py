@@ -14,6 +14,15 @@ class UnusableRow(ValueError):
     """A row that is left out of the data; the message is the kind that ``DropReport`` counts."""
 
 
+def whole_characters(text: str) -> str:
+    """``text``. JSON can hold half a character, which no tokenizer takes: then raises UnusableRow."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableRow("half a character (a lone surrogate)") from error
+    return text
+
+
 @dataclass
 class Tally:
     example: str  # a short piece of the first row

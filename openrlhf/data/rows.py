@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from openrlhf.data.report import whole_characters
+
 Row = Mapping[str, Any]
 
 
@@ -21,11 +23,11 @@ def cell(row: Row, key: str, flag: str) -> Any:
 def plain_text(value: Any, flag: str) -> str:
     """A column as text; an empty cell is the empty string.
 
-    Raises ValueError for a list or mapping: messages need a chat template.
+    Raises ValueError for a list or mapping: messages need a chat template; UnusableRow for half a character.
     """
     if isinstance(value, (list, tuple, Mapping)):
         raise ValueError(f"the column of {flag} holds messages, not text; add --apply_chat_template")
-    return "" if value is None else str(value)
+    return "" if value is None else whole_characters(str(value))
 
 
 def fill_template(template: str | None, text: str) -> str:
