@@ -17,7 +17,7 @@ PROGRAMS = (
     "sudo", "curl",
 )  # fmt: skip
 TOOLS = ("bash", "dirname", "head", "id", "mkdir", "mv", "rm")  # the real ones, for scripts
-WORD, COMMAND = "\0", "\1"
+WORD, COMMAND = "\0", "\1\0"  # written in one go: the programs of a pipe write at the same time
 
 
 def bash_blocks(page: Path) -> list[str]:
@@ -33,9 +33,7 @@ def commands_of(text: str, folder: Path) -> list[list[str]]:
     assert bash is not None
     for name in PROGRAMS:
         stand_in = programs / name
-        stand_in.write_text(
-            f"#!{bash}\n{{ printf '%s\\0' {name} \"$@\"; printf '\\1'; }} >> '{record}'\n", encoding="utf-8"
-        )
+        stand_in.write_text(f"#!{bash}\nprintf '%s\\0' {name} \"$@\" $'\\1' >> '{record}'\n", encoding="utf-8")
         stand_in.chmod(0o755)
     for name in TOOLS:
         tool = shutil.which(name)
