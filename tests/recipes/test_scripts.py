@@ -64,6 +64,7 @@ class Case:
 CASES = {
     "train_sft_llama.sh": Case(INSTRUCTIONS),
     "train_sft_llama_tensor_parallelism.sh": Case(INSTRUCTIONS, gpus=2),
+    "train_sft_mixtral_lora.sh": Case(INSTRUCTIONS, "mixtral"),
     "train_continue_pretrain_llama.sh": Case(TEXTS),
     "train_rm_llama.sh": Case(PAIRS),
     "train_prm_mistral.sh": Case(STEPS, "mistral"),
