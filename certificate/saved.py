@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from certificate.material import POLICY, SCORER, disturb, ragged
 from certificate.methods import adapted
-from openrlhf.config.groups import ModelConfig
+from openrlhf.config.groups import CombineConfig, ModelConfig
+from openrlhf.models.combine import combined
 from openrlhf.models.load import load_causal_lm, load_score_model, save_model
 from openrlhf.models.tiny import build_tokenizer
 
@@ -48,9 +49,20 @@ def adapter(source: Path, target: Path, tokenizer: Any) -> tuple[Tensor, Tensor]
     return logits(model.hf), logits(PeftModel.from_pretrained(plain, target))
 
 
+def merged(source: Path, target: Path, tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """What ``openrlhf lora_combiner`` makes of a folder and its adapter."""
+    base, adapter_folder = source / POLICY, target / "adapter"
+    model = adapted("all-linear")(source, ModelConfig(pretrain=str(base)))
+    save_model(model, adapter_folder, tokenizer)
+    whole = combined(CombineConfig(str(base), str(adapter_folder), str(target / "merged")))
+    save_model(whole, target / "merged", tokenizer)
+    return logits(model.hf), logits(AutoModelForCausalLM.from_pretrained(target / "merged"))
+
+
 SAVED: dict[str, Callable[[Path, Path, Any], tuple[Tensor, Tensor]]] = {
     "language model": language_model,
     "LoRA adapter, loaded by PEFT": adapter,
+    "LoRA adapter, merged": merged,
     "reward model": score_model("score"),
     "critic with a head named value_head": score_model("value_head"),
 }
