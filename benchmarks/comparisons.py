@@ -89,7 +89,7 @@ def _sft_ragged(model: Path, lengths: str, words: str, rounds: int) -> list[Row]
 
 def _preference(name: str, module: str, model: Path, rounds: int) -> list[Row]:
     """A method that learns from two answers to a prompt: answers of one length, then ragged ones with ours packed."""
-    steps = 3
+    steps = 2
     options = {"model": str(model), "lengths": "answers"}
     even = _agreeing(_programs(module, options, packed=False), rounds, steps)
     what = f"{name}, {pairs.PAIRS} examples, prompts of {pairs.PROMPT} and answers of 128 tokens"
