@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,9 +61,11 @@ def test_packed_rows_that_see_each_other(id: str, method: str, models: Path, mon
 def test_positions_that_count_padding(method: str, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rotary positions are relative, so the attention alone would not show it: the mask forgets the padding, too."""
     decode = packing._decode_padded
-    monkeypatch.setattr(
-        packing, "_decode_padded", lambda decoder, batch: decode(decoder, batch.fill(attention_mask=every(batch)))
-    )
+
+    def unmasked(decoder: nn.Module, batch: Batch, options: packing.Options) -> Any:
+        return decode(decoder, batch.fill(attention_mask=every(batch)), options)
+
+    monkeypatch.setattr(packing, "_decode_padded", unmasked)
     assert notices("I3, left", method, models)
 
 
