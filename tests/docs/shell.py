@@ -17,7 +17,7 @@ PROGRAMS = (
     "sudo", "curl",
 )  # fmt: skip
 TOOLS = ("bash", "dirname", "head", "id", "mkdir", "mv", "rm")  # the real ones, for scripts
-WORD, COMMAND = "\0", "\1\0"  # written in one go: the programs of a pipe write at the same time
+WORD = "\0"
 
 
 def bash_blocks(page: Path) -> list[str]:
@@ -33,7 +33,10 @@ def commands_of(text: str, folder: Path) -> list[list[str]]:
     assert bash is not None
     for name in PROGRAMS:
         stand_in = programs / name
-        stand_in.write_text(f"#!{bash}\nprintf '%s\\0' {name} \"$@\" $'\\1' >> '{record}'\n", encoding="utf-8")
+        # A file for each command, since some run at once.
+        stand_in.write_text(
+            f"#!{bash}\nprintf '%s\\0' {name} \"$@\" > '{record}/'$EPOCHREALTIME.$$\n", encoding="utf-8"
+        )
         stand_in.chmod(0o755)
     for name in TOOLS:
         tool = shutil.which(name)
@@ -42,19 +45,20 @@ def commands_of(text: str, folder: Path) -> list[list[str]]:
         (programs / name).symlink_to(tool)
     (folder / "examples").unlink(missing_ok=True)
     (folder / "examples").symlink_to(ROOT / "examples")
-    record.write_text("", encoding="utf-8")
+    shutil.rmtree(record, ignore_errors=True)
+    record.mkdir()
     done = subprocess.run(
         [bash, "-euo", "pipefail", "-c", text],
         cwd=folder,
-        env={**os.environ, "PATH": str(programs)},
+        # A script may not end what it started in the background before that has left its words.
+        env={**os.environ, "PATH": str(programs), "BASH_FUNC_kill%%": "() { :; }"},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = record.read_text(encoding="utf-8").split(COMMAND)[:-1]
-    return [line.split(WORD)[:-1] for line in lines]
+    return [file.read_text(encoding="utf-8").split(WORD)[:-1] for file in sorted(record.iterdir())]
 
 
 def without_launcher(words: list[str]) -> list[str] | None:
