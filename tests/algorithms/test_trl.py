@@ -72,9 +72,10 @@ def test_loss(trainer, case, loss_type, weights, beta, dual_clip):
     log_probs, tensors = case
     trainer.loss_type, trainer.beta, trainer.args.delta = loss_type, beta, dual_clip
     advantages = tensors["advantages"].unsqueeze(1).expand(log_probs.shape)
-    loss = ppo(log_probs, tensors["old_per_token_logps"], advantages, 0.2, 0.28, dual_clip).loss
+    mask = tensors["completion_mask"].bool()
+    loss = ppo(log_probs, tensors["old_per_token_logps"], advantages, mask, 0.2, 0.28, dual_clip).loss
     loss = loss + beta * kl_estimate(log_probs, tensors["ref_per_token_logps"], "k3")
-    ours = (loss * weights(tensors["completion_mask"].bool())).sum()
+    ours = (loss * weights(mask)).sum()
     with torch.no_grad():
         theirs = trainer.compute_loss(trainer.model, tensors)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-7)  # TRL keeps log-probs in float32
