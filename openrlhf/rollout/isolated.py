@@ -82,7 +82,8 @@ class Child:
 
     def __init__(self, file: str) -> None:
         self.socket, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "openrlhf.rollout.reward_child", file, str(theirs.fileno())]
+        # -u: what the function printed is out before its answer is, and not lost when the process is ended.
+        command = [sys.executable, "-u", "-m", "openrlhf.rollout.reward_child", file, str(theirs.fileno())]
         # Its standard input ends when we do, which tells it to end. Its own session: it is ended with all it started.
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True
