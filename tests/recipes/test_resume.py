@@ -425,7 +425,8 @@ def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
     (root / "plan.json").write_text(json.dumps(runs, default=str))
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-    launched([*start, str(Path(__file__).with_name("in_turn.py")), str(root / "plan.json")])
+    here = Path(__file__)
+    launched([*start, str(here.with_name("in_turn.py")), str(root / "plan.json")], PYTHONPATH=str(here.parents[2]))
     return root
 
 
