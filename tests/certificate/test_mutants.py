@@ -22,6 +22,8 @@ from openrlhf.training import members, update
 from openrlhf.types import Batch
 from tests.certificate.threads import two_ranks
 
+pytestmark = pytest.mark.slow
+
 FEW = ["sft", "rm", "kto", "ppo, policy at temperature 0.5"]  # a loss per token, pair, example and with every term
 each_kind = pytest.mark.parametrize("method", FEW)
 
