@@ -33,8 +33,8 @@ Where ours is packed, TRL pads, as it does by default; its padding-free mode is 
 computes each chunk's logits again: four large matrix products instead of three, against fewer passes over memory. So
 its time ratio rises with the hidden size, towards 4/3 where the products are all that counts; the goal for time is out
 of reach there as long as the head does not know the loss when it runs forward. A reward model's step is the decoder's
-forward and backward and next to nothing else, in a bare loop and in TRL alike: at equal lengths there is nothing to
-leave out, and the goal against TRL is out of reach.
+forward and backward and next to nothing else, in a bare loop and in TRL alike, so at equal lengths ours is no faster
+than TRL and misses its goal. What is left to try: the last layer is needed for the last token of a row alone.
 """
 
 
