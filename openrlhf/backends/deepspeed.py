@@ -9,8 +9,10 @@ check it.
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -82,8 +84,16 @@ def init_distributed(timeout: timedelta) -> torch.device:
         dist.init_process_group(backend, timeout=timeout)
     elif not dist.is_initialized():
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+    atexit.register(leave_group)
     deepspeed.init_distributed(verbose=False)
     return torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+
+
+def leave_group() -> None:
+    """End the process group while the interpreter is whole: its threads, found at work at the very end, abort a process
+    that has done everything right. After an error the group is left alone: other ranks may wait in it for this one."""
+    if dist.is_initialized() and "last_value" not in vars(sys):
+        dist.destroy_process_group()
 
 
 class DeepSpeedForward:

@@ -10,6 +10,7 @@ import importlib
 import math
 import os
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -529,3 +530,22 @@ def test_versions_are_compared_as_numbers() -> None:
     check_version("0.100.0")
     with pytest.raises(ImportError, match="too old"):
         check_version("0.9.5")
+
+
+LEAVES = """
+import atexit, datetime
+import torch.distributed as dist
+from openrlhf.backends.deepspeed import init_distributed
+atexit.register(lambda: print("at the end:", dist.is_initialized()))  # registered first, so called last
+init_distributed(datetime.timedelta(seconds=60))
+{then}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("then", "still_there"), [("print('done')", "False"), ("raise OSError", "True")])
+def test_a_process_leaves_its_group_before_the_interpreter_ends(then: str, still_there: str) -> None:
+    """gloo's threads, when they outlive the interpreter, end a run that went well with SIGABRT."""
+    pytest.importorskip("deepspeed")
+    done = subprocess.run([sys.executable, "-c", LEAVES.format(then=then)], capture_output=True, text=True, timeout=120)
+    assert f"at the end: {still_there}" in done.stdout, done.stderr
