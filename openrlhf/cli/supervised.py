@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +14,8 @@ from openrlhf.config.identity import decisive
 from openrlhf.config.parse import flat, write_yaml
 from openrlhf.data.fingerprint import fingerprint_samples
 from openrlhf.data.load import load_rows
-from openrlhf.data.preview import Note, Title, print_lengths, print_samples, terminal
-from openrlhf.data.report import DropReport
-from openrlhf.data.rows import Row
+from openrlhf.data.preview import print_lengths, print_samples, terminal
+from openrlhf.data.reader import Reader
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.checkpoint_part import EnginePart, EngineTeam
@@ -28,8 +27,6 @@ from openrlhf.training.signals import stop_requests
 from openrlhf.types import Sample
 
 Supervised = SFTConfig | RMConfig | DPOConfig | KTOConfig | KDConfig | PRMConfig
-# rows, the flag they came from → samples, those of an example next to each other
-Encode = Callable[[Iterable[Row], str], tuple[list[Sample], DropReport]]
 
 
 class Source(Protocol):
@@ -61,13 +58,13 @@ def start(config: Supervised) -> None:
         write_yaml(config, Path(config.checkpoint.save_path) / "run_config.yaml")
 
 
-def read(config: Supervised, source: Source, encode: Encode) -> tuple[list[Sample], list[Sample]]:
+def read(config: Supervised, source: Source, reader: Reader) -> tuple[list[Sample], list[Sample]]:
     """Training and evaluation samples; the latter are none without ``--eval_dataset``. Says what was dropped."""
     data = config.data
 
     def one(names: str, split: str, probs: str | None, flag: str) -> list[Sample]:
         rows = load_rows(names, split, probs, data.max_samples, config.train.seed, flag, config.model.use_ms)
-        samples, report = encode(rows, flag)
+        samples, report = reader.encode(rows, flag)
         if is_first() and (report.dropped or report.shortened or data.preview):
             print(f"{flag}: {report.line()}")
         return samples
@@ -76,19 +73,13 @@ def read(config: Supervised, source: Source, encode: Encode) -> tuple[list[Sampl
     return training, one(data.eval_dataset, data.eval_split, None, "--eval_dataset") if data.eval_dataset else []
 
 
-def preview(
-    config: Supervised,
-    tokenizer: Any,
-    samples: Sequence[Sample],
-    max_len: int,
-    titles: Sequence[Title] = (lambda sample: "",),
-    note: Note | None = None,
-) -> None:
+def preview(config: Supervised, tokenizer: Any, samples: Sequence[Sample], reader: Reader) -> None:
     """Print the first ``--preview`` examples of ``samples``, and how long all of them are; see ``print_samples``."""
     if is_first():
         console = terminal()
-        print_samples(console, tokenizer, samples[: config.data.preview * len(titles)], titles, note)
-        print_lengths(console, samples, "--max_len", max_len)
+        shown = samples[: config.data.preview * len(reader.titles)]
+        print_samples(console, tokenizer, shown, reader.titles, reader.note)
+        print_lengths(console, samples, reader.limit_flag, reader.limit)
 
 
 def train_engine(config: Supervised, build: Callable[[], CausalLM | ScoreModel], examples: int) -> TrainEngine:

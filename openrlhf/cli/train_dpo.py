@@ -6,10 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import DPOConfig
 from openrlhf.config.parse import parse
+
+if TYPE_CHECKING:
+    from openrlhf.data.reader import Reader
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,9 +25,6 @@ def run(config: DPOConfig) -> None:
     from openrlhf.backends.choose import choose_reference_engine
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.config.derived import reference_source
-    from openrlhf.data.paired import TITLES, paired_samples
-    from openrlhf.data.report import DropReport
-    from openrlhf.data.rows import Row
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.models.vocabulary import check_same_tokens
@@ -32,20 +33,17 @@ def run(config: DPOConfig) -> None:
     from openrlhf.training.fit import Task
     from openrlhf.training.members import forward
     from openrlhf.training.update import pair_mean
-    from openrlhf.types import Batch, Sample
+    from openrlhf.types import Batch
 
     start(config)
     data, pairs, model, preference = config.data, config.pairs, config.model, config.preference
     tokenizer = load_tokenizer(model.pretrain, model)
     check_same_tokens(reference_source(config), "--ref_pretrain", tokenizer, model)
 
-    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
-        samples, report = paired_samples(rows, tokenizer, data, pairs, drop_long_prompts=True, flag=flag)
-        return list(chain.from_iterable(samples)), report
-
-    samples, evaluation = read(config, pairs, encode)
+    how = reader(config, tokenizer)
+    samples, evaluation = read(config, pairs, how)
     if data.preview:
-        preview(config, tokenizer, samples, pairs.max_len, TITLES)
+        preview(config, tokenizer, samples, how)
         return
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples) // 2)
     reference = choose_reference_engine(
@@ -67,6 +65,21 @@ def run(config: DPOConfig) -> None:
     task = Task(balanced(objective, model.aux_loss_coef, each_pair), pair_mean, rows=2, prepare=with_reference)
     train(config, "dpo", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)
+
+
+def reader(config: DPOConfig, tokenizer: Any) -> Reader:
+    """How rows become samples of this command."""
+    from openrlhf.data.paired import TITLES, paired_samples
+    from openrlhf.data.reader import Reader
+    from openrlhf.data.report import DropReport
+    from openrlhf.data.rows import Row
+    from openrlhf.types import Sample
+
+    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
+        pairs, report = paired_samples(rows, tokenizer, config.data, config.pairs, drop_long_prompts=True, flag=flag)
+        return list(chain.from_iterable(pairs)), report
+
+    return Reader(encode, "--max_len", config.pairs.max_len, TITLES)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import KDConfig
 from openrlhf.config.parse import parse
+
+if TYPE_CHECKING:
+    from openrlhf.data.reader import Reader
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,9 +26,6 @@ def run(config: KDConfig) -> None:
     """
     from openrlhf.backends.choose import choose_forward_engine
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
-    from openrlhf.data.report import DropReport
-    from openrlhf.data.rows import Row
-    from openrlhf.data.sft import sft_samples
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.models.teacher import Teacher
@@ -32,7 +33,6 @@ def run(config: KDConfig) -> None:
     from openrlhf.objectives.balance import balanced, each_token
     from openrlhf.objectives.distillation import kd_loss
     from openrlhf.training.fit import Task
-    from openrlhf.types import Sample
 
     start(config)
     data, dataset, model, distillation = config.data, config.dataset, config.model, config.distillation
@@ -40,12 +40,10 @@ def run(config: KDConfig) -> None:
     vocabulary = tokenizer.get_vocab()
     check_same_tokens(distillation.teacher_model, "--teacher_model", tokenizer, model)
 
-    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
-        return sft_samples(rows, tokenizer, data, dataset, flag)
-
-    samples, evaluation = read(config, dataset, encode)
+    how = reader(config, tokenizer)
+    samples, evaluation = read(config, dataset, how)
     if data.preview:
-        preview(config, tokenizer, samples, dataset.max_len)
+        preview(config, tokenizer, samples, how)
         return
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples))
     teacher = choose_forward_engine(
@@ -61,6 +59,20 @@ def run(config: KDConfig) -> None:
     task = Task(balanced(objective, model.aux_loss_coef, each_token))
     train(config, "kd", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)
+
+
+def reader(config: KDConfig, tokenizer: Any) -> Reader:
+    """How rows become samples of this command."""
+    from openrlhf.data.reader import Reader
+    from openrlhf.data.report import DropReport
+    from openrlhf.data.rows import Row
+    from openrlhf.data.sft import sft_samples
+    from openrlhf.types import Sample
+
+    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
+        return sft_samples(rows, tokenizer, config.data, config.dataset, flag)
+
+    return Reader(encode, "--max_len", config.dataset.max_len)
 
 
 if __name__ == "__main__":

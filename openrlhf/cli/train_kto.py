@@ -6,10 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import KTOConfig
 from openrlhf.config.parse import parse
+
+if TYPE_CHECKING:
+    from openrlhf.data.reader import Reader
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,9 +24,6 @@ def run(config: KTOConfig) -> None:
     """Labelled answers → ``fit`` against the frozen start of the model → a Hugging Face folder at ``--save_path``."""
     from openrlhf.backends.choose import choose_reference_engine
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
-    from openrlhf.data.report import DropReport
-    from openrlhf.data.rows import Row
-    from openrlhf.data.unpaired import TITLES, unpaired_samples
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.objectives.balance import balanced, each_labelled
@@ -30,19 +31,16 @@ def run(config: KTOConfig) -> None:
     from openrlhf.training.baseline import with_kl_baseline
     from openrlhf.training.fit import Task
     from openrlhf.training.update import pair_mean
-    from openrlhf.types import Batch, Sample
+    from openrlhf.types import Batch
 
     start(config)
     data, unpaired, model, kto = config.data, config.unpaired, config.model, config.kto
     tokenizer = load_tokenizer(model.pretrain, model)
 
-    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
-        samples, report = unpaired_samples(rows, tokenizer, data, unpaired, flag)
-        return list(chain.from_iterable(samples)), report
-
-    samples, evaluation = read(config, unpaired, encode)
+    how = reader(config, tokenizer)
+    samples, evaluation = read(config, unpaired, how)
     if data.preview:
-        preview(config, tokenizer, samples, unpaired.max_len, TITLES)
+        preview(config, tokenizer, samples, how)
         return
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples) // 2)
     reference = choose_reference_engine(engine, model.pretrain, model, config.deepspeed, kto.ref_offload)
@@ -60,6 +58,21 @@ def run(config: KTOConfig) -> None:
     task = Task(balanced(objective, model.aux_loss_coef, each_labelled), pair_mean, rows=2, prepare=with_reference)
     train(config, "kto", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)
+
+
+def reader(config: KTOConfig, tokenizer: Any) -> Reader:
+    """How rows become samples of this command."""
+    from openrlhf.data.reader import Reader
+    from openrlhf.data.report import DropReport
+    from openrlhf.data.rows import Row
+    from openrlhf.data.unpaired import TITLES, unpaired_samples
+    from openrlhf.types import Sample
+
+    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
+        answers, report = unpaired_samples(rows, tokenizer, config.data, config.unpaired, flag)
+        return list(chain.from_iterable(answers)), report
+
+    return Reader(encode, "--max_len", config.unpaired.max_len, TITLES)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from openrlhf.config.identity import decisive
 from openrlhf.config.parse import flat, parse, write_yaml
 
 if TYPE_CHECKING:
+    from openrlhf.data.reader import Reader
     from openrlhf.data.sampler import Cursor
     from openrlhf.training.roles import Roles
     from openrlhf.training.signals import StopRequest
@@ -159,14 +160,28 @@ def preview(config: PPOConfig) -> None:
     """Print the first ``--preview`` prompts with their labels, and how long all of them are."""
     from openrlhf.data.preview import print_lengths, print_samples, terminal
 
+    tokenizer, prompts = read_prompts(config)
+    samples, how = [_as_sample(prompt) for prompt in prompts], reader(config, tokenizer)
+    print_samples(terminal(), tokenizer, samples[: config.data.preview], how.titles)
+    print_lengths(terminal(), samples, how.limit_flag, how.limit)
+
+
+def reader(config: PPOConfig, tokenizer: Any) -> Reader:
+    """How rows become prompts; a sample is then the prompt alone."""
+    from openrlhf.data.prompts import load_prompts
+    from openrlhf.data.reader import Reader
+    from openrlhf.data.report import DropReport
+    from openrlhf.data.rows import Row
+
+    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
+        prompts, report = load_prompts(rows, tokenizer, config.data, config.prompts, flag)
+        return [_as_sample(prompt) for prompt in prompts], report
+
     def title(sample: Sample) -> str:
         label = f"label {sample.label!r}" if config.prompts.label_key else "no label"
         return f"prompt from {sample.source}, {label}"
 
-    tokenizer, prompts = read_prompts(config)
-    samples = [_as_sample(prompt) for prompt in prompts]
-    print_samples(terminal(), tokenizer, samples[: config.data.preview], [title])
-    print_lengths(terminal(), samples, "--prompt_max_len", config.prompts.prompt_max_len)
+    return Reader(encode, "--prompt_max_len", config.prompts.prompt_max_len, (title,))
 
 
 def _as_sample(prompt: Prompt) -> Sample:
@@ -177,7 +192,7 @@ def _as_sample(prompt: Prompt) -> Sample:
 
     tokens = torch.tensor(prompt.tokens)
     mask = torch.zeros(len(tokens), dtype=torch.bool)
-    return Sample(tokens, mask, group=prompt.id, label=prompt.label, source=prompt.source)
+    return Sample(tokens, mask, group=prompt.id, prompt=prompt.text, label=prompt.label, source=prompt.source)
 
 
 def session(config: PPOConfig) -> AbstractContextManager[None]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import PRMConfig
 from openrlhf.config.parse import parse
+
+if TYPE_CHECKING:
+    from openrlhf.data.process import StepLabels
+    from openrlhf.data.reader import Reader
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,33 +23,21 @@ def main(argv: list[str] | None = None) -> None:
 def run(config: PRMConfig) -> None:
     """Solutions with labelled steps → ``fit`` → a Hugging Face folder at ``--save_path``."""
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
-    from openrlhf.data.load import load_rows
-    from openrlhf.data.process import label_name, process_samples, read_labels
-    from openrlhf.data.report import DropReport
-    from openrlhf.data.rows import Row
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_causal_lm, load_tokenizer
     from openrlhf.models.step_model import StepModel
     from openrlhf.objectives.balance import balanced, each_token
     from openrlhf.objectives.process import step_loss
     from openrlhf.training.fit import Task
-    from openrlhf.types import Sample
 
     start(config)
-    data, process, model = config.data, config.process, config.model
+    model = config.model
     tokenizer = load_tokenizer(model.pretrain, model)
-    rows = load_rows(
-        process.dataset, process.dataset_split, process.dataset_probs, data.max_samples, config.train.seed,
-        use_ms=model.use_ms,
-    )  # fmt: skip
-    labels = read_labels(rows, tokenizer, process)
-
-    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
-        return process_samples(rows, tokenizer, data, process, labels, flag)
-
-    samples, evaluation = read(config, process, encode)
-    if data.preview:
-        preview(config, tokenizer, samples, process.max_len, note=partial(label_name, tokenizer, labels))
+    labels = step_labels(config, tokenizer)
+    how = labelled_reader(config, tokenizer, labels)
+    samples, evaluation = read(config, config.process, how)
+    if config.data.preview:
+        preview(config, tokenizer, samples, how)
         return
     engine = train_engine(
         config, lambda: with_adapter(StepModel(load_causal_lm(model.pretrain, model).hf), model), len(samples)
@@ -53,6 +46,37 @@ def run(config: PRMConfig) -> None:
     task = Task(balanced(objective, model.aux_loss_coef, each_token))
     train(config, "prm", engine, task, samples, evaluation, tokenizer)
     save(config, engine, tokenizer)
+
+
+def reader(config: PRMConfig, tokenizer: Any) -> Reader:
+    """How rows become samples of this command."""
+    return labelled_reader(config, tokenizer, step_labels(config, tokenizer))
+
+
+def labelled_reader(config: PRMConfig, tokenizer: Any, labels: StepLabels) -> Reader:
+    from openrlhf.data.process import label_name, process_samples
+    from openrlhf.data.reader import Reader, untitled
+    from openrlhf.data.report import DropReport
+    from openrlhf.data.rows import Row
+    from openrlhf.types import Sample
+
+    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
+        return process_samples(rows, tokenizer, config.data, config.process, labels, flag)
+
+    return Reader(encode, "--max_len", config.process.max_len, (untitled,), partial(label_name, tokenizer, labels))
+
+
+def step_labels(config: PRMConfig, tokenizer: Any) -> StepLabels:
+    """What the rows of ``--dataset`` have for labels."""
+    from openrlhf.data.load import load_rows
+    from openrlhf.data.process import read_labels
+
+    process, model = config.process, config.model
+    rows = load_rows(
+        process.dataset, process.dataset_split, process.dataset_probs, config.data.max_samples, config.train.seed,
+        use_ms=model.use_ms,
+    )  # fmt: skip
+    return read_labels(rows, tokenizer, process)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import RMConfig
 from openrlhf.config.parse import parse
+
+if TYPE_CHECKING:
+    from openrlhf.data.reader import Reader
 
 STATISTICS_SHARE = 0.01  # of the training pairs, where there are no evaluation pairs
 
@@ -21,9 +25,6 @@ def main(argv: list[str] | None = None) -> None:
 def run(config: RMConfig) -> None:
     """Pairs → ``fit`` → mean and std of the scores → a folder for AutoModelForSequenceClassification."""
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
-    from openrlhf.data.paired import TITLES, paired_samples
-    from openrlhf.data.report import DropReport
-    from openrlhf.data.rows import Row
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_score_model, load_tokenizer
     from openrlhf.models.value_head import ScoreModel
@@ -32,21 +33,15 @@ def run(config: RMConfig) -> None:
     from openrlhf.training.fit import Task
     from openrlhf.training.scores import score_statistics
     from openrlhf.training.update import pair_mean
-    from openrlhf.types import Sample
 
     start(config)
     data, pairs, model = config.data, config.pairs, config.model
     tokenizer = load_tokenizer(model.pretrain, model)
 
-    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
-        samples, report = paired_samples(rows, tokenizer, data, pairs, drop_long_prompts=False, flag=flag)
-        for chosen, rejected in samples:
-            chosen.reward, rejected.reward = chosen.metrics.get("margin", 0.0), 0.0
-        return list(chain.from_iterable(samples)), report
-
-    samples, evaluation = read(config, pairs, encode)
+    how = reader(config, tokenizer)
+    samples, evaluation = read(config, pairs, how)
     if data.preview:
-        preview(config, tokenizer, samples, pairs.max_len, TITLES)
+        preview(config, tokenizer, samples, how)
         return
 
     built: list[ScoreModel] = []  # the model inside the engine, for its statistics
@@ -79,6 +74,23 @@ def has_head(config: RMConfig) -> bool:
     from openrlhf.models.load import is_score_model
 
     return is_score_model(config.model.pretrain, config.model)
+
+
+def reader(config: RMConfig, tokenizer: Any) -> Reader:
+    """How rows become samples of this command."""
+    from openrlhf.data.paired import TITLES, paired_samples
+    from openrlhf.data.reader import Reader
+    from openrlhf.data.report import DropReport
+    from openrlhf.data.rows import Row
+    from openrlhf.types import Sample
+
+    def encode(rows: Iterable[Row], flag: str) -> tuple[list[Sample], DropReport]:
+        pairs, report = paired_samples(rows, tokenizer, config.data, config.pairs, drop_long_prompts=False, flag=flag)
+        for chosen, rejected in pairs:
+            chosen.reward, rejected.reward = chosen.metrics.get("margin", 0.0), 0.0
+        return list(chain.from_iterable(pairs)), report
+
+    return Reader(encode, "--max_len", config.pairs.max_len, TITLES)
 
 
 if __name__ == "__main__":

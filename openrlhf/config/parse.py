@@ -15,7 +15,7 @@ import yaml
 
 from openrlhf.config.commands import C, Command, build, defaults, flags, flat, groups, types
 
-__all__ = ["flat", "parse", "parse_flags", "read", "write_yaml"]
+__all__ = ["flat", "parse", "parse_flags", "read", "resolve", "write_yaml"]
 
 NUMBER_LIKE_A_FLAG = re.compile(r"-(\d*\.?\d*e[+-]?\d+|inf)", re.IGNORECASE)
 
@@ -31,13 +31,18 @@ def parse(command: type[C], argv: Sequence[str] | None = None) -> C:
 
 def read(command: type[C], argv: Sequence[str]) -> C:
     """As ``parse``, but raises ValueError."""
-    given = parse_flags(command, argv)
-    file = given.pop("config", None)
-    config = build(command, {**(_read_yaml(command, Path(file)) if file is not None else {}), **given})
+    config = resolve(command, argv)
     from openrlhf.config.rules import check  # here, so that --help does not wait for torch
 
     check(config)
     return config
+
+
+def resolve(command: type[C], argv: Sequence[str]) -> C:
+    """The configuration as it was given, its rules unasked. Raises ValueError."""
+    given = parse_flags(command, argv)
+    file = given.pop("config", None)
+    return build(command, {**(_read_yaml(command, Path(file)) if file is not None else {}), **given})
 
 
 def write_yaml(config: Command, path: Path) -> None:

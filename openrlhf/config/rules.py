@@ -6,7 +6,7 @@ A rule never changes a value. What follows from the flags stands in ``derived.py
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,7 +43,7 @@ from openrlhf.config.inference_rules import INFERENCE_RULES, condition
 from openrlhf.config.not_built import check_built
 from openrlhf.config.ranges import check_ranges
 
-__all__ = ["check", "check_workers", "critic_source", "needs_deepspeed"]
+__all__ = ["broken", "check", "check_workers", "critic_source", "needs_deepspeed"]
 
 
 def check(config: Command) -> None:
@@ -52,6 +52,22 @@ def check(config: Command) -> None:
     check_ranges(config)
     for rule in RULES[type(config)]:
         rule(config)
+
+
+def broken(config: Command) -> list[str]:
+    """The sentence of every rule that the configuration breaks, where ``check`` raises the first."""
+    ranges = _sentences(config, (check_built, check_ranges))
+    return ranges or _sentences(config, RULES[type(config)])  # rules may divide by what is in its range
+
+
+def _sentences(config: Command, rules: Iterable[Callable[[Any], None]]) -> list[str]:
+    sentences = []
+    for rule in rules:
+        try:
+            rule(config)
+        except ValueError as error:
+            sentences.append(str(error))
+    return list(dict.fromkeys(sentences))
 
 
 # Every training command.
