@@ -3,6 +3,7 @@
 # make test     the whole suite with the real Ray, vLLM and DeepSpeed on the CPU
 # make bench    measure speed and memory against a bare loop and TRL; writes benchmarks/RESULTS.md (about 15 minutes)
 # make certificate  measure that nothing which must not change a gradient does; writes docs/certificate.md (a few minutes)
+# make faults   inject every fault that a run must survive; writes docs/faults.md (about ten minutes)
 # make cluster  install what `.venv/bin/openrlhf demo --cluster` needs on a machine without a GPU
 # make lock     write requirements/*.lock from the versions in .venv (see requirements/lock.py)
 #
@@ -31,7 +32,7 @@ export MPLBACKEND ?= agg
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo check test bench certificate cluster lock
+.PHONY: demo check test bench certificate faults cluster lock
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.base
@@ -51,6 +52,9 @@ bench: $(VENV)/.test
 
 certificate: $(VENV)/.test
 	$(BIN)/python -m certificate --write
+
+faults: $(VENV)/.test
+	$(BIN)/python -m tests.faults --write
 
 cluster: $(VENV)/.cluster
 

@@ -96,18 +96,18 @@ class Checkpoints:
         Raises Stopped, and ValueError when the disk took none of three checkpoints in a row, or not the last one.
         """
         due = self.config.save_steps > 0 and progress.step % self.config.save_steps == 0
-        stop = self.config.save_steps > 0 and self.team.anywhere(self.stop.name is not None)
-        if not due and not stop:
+        if not due and not self._asked_to_stop():
             return
         saved = self._save(progress)
-        if stop and not saved:
+        if not self._asked_to_stop():  # one that came meanwhile must not wait for another step
+            return
+        if not saved:
             raise ValueError(f"stopped after step {progress.step} without a checkpoint: --ckpt_path took none")
-        if stop:
-            self._say(
-                f"stopped after step {progress.step} ({self.stop.name or 'a signal'}): the same command with "
-                f"--load_checkpoint goes on from {self.root / files.step_name(progress.step)}"
-            )
-            raise Stopped
+        self._say(
+            f"stopped after step {progress.step} ({self.stop.name or 'a signal'}): the same command with "
+            f"--load_checkpoint goes on from {self.root / files.step_name(progress.step)}"
+        )
+        raise Stopped
 
     def end(self, progress: Progress, why: str) -> NoReturn:
         """Save, unless that has just been done, and raise ValueError that says ``why`` and where the state is."""
@@ -116,6 +116,9 @@ class Checkpoints:
         if keeps and (progress.step % self.config.save_steps == 0 or self._save(progress)):
             raise ValueError(f"{why}. The state after step {progress.step} is in {name}.")
         raise ValueError(f"{why}.")
+
+    def _asked_to_stop(self) -> bool:
+        return self.config.save_steps > 0 and self.team.anywhere(self.stop.name is not None)
 
     def _save(self, progress: Progress) -> bool:
         step = progress.step

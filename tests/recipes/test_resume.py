@@ -216,6 +216,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     same(flags["save_path"], whole("train_sft", sft))
 
 
+def test_the_newest_is_found_whatever_the_pointer_says(sft: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    dies(monkeypatch, sft | SAVES, 5)
+    (sft["ckpt_path"] / "latest").write_text("global_step9\n")
+    run(train_sft.main, sft | SAVES | {"load_checkpoint": True})
+    assert (sft["ckpt_path"] / "latest").read_text() == "global_step6\n"
+    same(sft["save_path"], whole("train_sft", sft))
+
+
 def test_all_of_them_damaged_is_refused(
     sft: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

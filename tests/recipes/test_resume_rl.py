@@ -92,11 +92,27 @@ def test_an_average_and_a_frozen_actor_go_on(flags: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_stops_after_the_step(flags: dict[str, Any]) -> None:
-    at = {"at": "openrlhf.training.ppo:add_rewards", "call": 3}
-    assert run_apart("train_ppo_ray", flags | SAVES, **at, number=signal.SIGTERM) == 0
+@pytest.mark.parametrize(
+    ("at", "call", "step"),
+    [
+        ("openrlhf.rollout.collect:make_sample", 20, 3),  # inside a rollout
+        ("openrlhf.training.update:optimizer_step", 20, 3),
+        ("openrlhf.training.checkpoint_files:publish", 1, 2),  # inside the checkpoint of that step: there is no other
+    ],
+)
+def test_a_signal_stops_after_the_step(flags: dict[str, Any], at: str, call: int, step: int) -> None:
+    assert run_apart("train_ppo_ray", flags | SAVES, at, call, number=signal.SIGTERM) == 0
     shown = flags["save_path"].with_name("shown").read_text()
-    assert "stopped after step 3 (SIGTERM): the same command with --load_checkpoint goes on from " in shown
+    assert f"stopped after step {step} (SIGTERM): the same command with --load_checkpoint goes on from " in shown
+    assert run_apart("train_ppo_ray", flags | SAVES | {"load_checkpoint": True}) == 0
+    same(flags, critic=True)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_process_at_once(flags: dict[str, Any]) -> None:
+    at = {"at": "openrlhf.training.update:optimizer_step", "call": 20}
+    assert run_apart("train_ppo_ray", flags | SAVES, **at, number=signal.SIGTERM, times=2) == 128 + signal.SIGTERM
+    assert not (flags["ckpt_path"] / "global_step3").exists()
     assert run_apart("train_ppo_ray", flags | SAVES | {"load_checkpoint": True}) == 0
     same(flags, critic=True)
 

