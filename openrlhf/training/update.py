@@ -8,9 +8,10 @@ the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openrlhf.algorithms.masked import sequence_mean_weights, token_mean_weights
 from openrlhf.objectives.loss import Objective
@@ -59,16 +60,20 @@ def optimizer_step(
     micro_batches = rows.micro_batches(micro_batch_size)
     totals: dict[str, Tensor] = {}
     engine.model.train()
+    poison = Poison()
+    hook = engine.model.register_forward_hook(poison.watch)
     for i, micro_batch in enumerate(micro_batches):
         micro_batch = micro_batch.to(engine.device)
         loss = objective(engine.model, micro_batch)
         weights = micro_batch.loss_weights
         assert weights is not None
         total = weighted_sum(loss.elements, weights)
-        engine.backward(poisoned_unless_finite(total), last=i == len(micro_batches) - 1)
+        poison.judge(total)
+        engine.backward(total, last=i == len(micro_batches) - 1)
         for name, elements in {"loss": loss.elements.detach(), **loss.metrics}.items():
             part = weighted_sum(elements.float(), weights)
             totals[name] = totals[name] + part if name in totals else part
+    hook.remove()
     stats = engine.step()
     if stats.skipped:
         return {"lr": stats.lr, "skipped_steps": 1.0}
@@ -78,10 +83,25 @@ def optimizer_step(
     return {**dict(zip(totals, sums, strict=True)), **made}
 
 
-def poisoned_unless_finite(loss: Tensor) -> Tensor:
-    """``loss``, whose gradient is NaN where it is not finite itself: then the gradient alone, which every process of
-    the model sees, tells all of them to leave the step out. No host synchronisation, no further reduction."""
-    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan).to(loss.dtype)
+class Poison:
+    """Turns the whole gradient of a loss that is not finite into NaN.
+
+    Then the gradient alone, which every process of the model sees, tells all of them to leave the step out: no host
+    synchronisation, no further reduction. It sits at the model's outputs, since a loss may be NaN where no gradient
+    flows back from it: at a clipped ratio, say, or a value that a mask has replaced.
+    """
+
+    factor: Tensor
+
+    def judge(self, loss: Tensor) -> None:
+        """Of which the backward pass comes next."""
+        self.factor = torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+
+    def watch(self, model: nn.Module, inputs: object, output: Any) -> None:
+        """The hook of a model's forward."""
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if tensor is not None and tensor.requires_grad:
+                tensor.register_hook(lambda gradient: gradient * self.factor)
 
 
 def update(

@@ -30,6 +30,7 @@ from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm, load_score_model
 from openrlhf.models.tiny import build_model, build_tokenizer
 from openrlhf.models.value_head import ScoreModel
+from openrlhf.training.update import Poison
 from openrlhf.types import Batch
 
 VOCABULARY, WIDTH, ROWS, STEPS, PEAK = 64, 12, 12, 3, 1e-3
@@ -236,17 +237,21 @@ def run_case(case: Case, rank: int, world: int, folder: Path) -> dict[str, Any]:
 
 
 def spoilt_step(engine: Any, step: int, rank: int, world: int) -> list[bool]:
-    """On the last rank alone the loss of the first micro-batch is NaN or infinite, or its gradient. Whether each rank
-    left the step out."""
-    parts = micro_batches(step, rank, world)
+    """On the last rank alone the loss of the first micro-batch is NaN or infinite, with a gradient of zero, or its
+    gradient is infinite. Whether each rank left the step out."""
+    parts, poison = micro_batches(step, rank, world), Poison()
+    hook = engine.model.register_forward_hook(poison.watch)
     for i, batch in enumerate(parts):
         log_probs = engine.model(batch).log_probs
         if rank == world - 1 and i == 0 and step == 0:
             log_probs.register_hook(lambda gradient: gradient * math.inf)
         loss = -(log_probs * batch.loss_weights).sum()
         if rank == world - 1 and i == 0 and step > 0:
-            loss = loss * (math.nan if step == 1 else math.inf)
+            bad = torch.tensor(math.nan if step == 1 else math.inf)
+            loss = torch.where(torch.tensor(True), bad, loss)
+        poison.judge(loss)
         engine.backward(loss, last=i == len(parts) - 1)
+    hook.remove()
     skipped = torch.zeros(world)
     skipped[rank] = engine.step().skipped
     return [bool(each) for each in engine.sum_over_ranks(skipped)]

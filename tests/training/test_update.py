@@ -65,16 +65,20 @@ def spoiling(name: str, row: int, value: float):
     return spoilt
 
 
+@pytest.mark.parametrize("micro", [2, 1])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_costs_its_mini_batch_alone(name: str, batch: Batch, value: float) -> None:
-    """The weights are those of an update without that mini-batch; the metrics are means over the others."""
+def test_a_loss_that_is_not_finite_costs_its_mini_batch_alone(
+    name: str, batch: Batch, value: float, micro: int
+) -> None:
+    """The weights are those of an update without that mini-batch; the metrics are means over the others. Where the row
+    is a micro-batch of its own no gradient flows from its loss."""
     tokens = batch.tokens.clone()
     tokens[:, 0] = torch.arange(len(batch))
     batch = batch.fill(tokens=tokens)
     results = []
     for rows, loss in ((batch, spoiling(name, 3, value)), (batch.select([0, 1, 4, 5]), objective(name))):
         engine = LocalTrain(model_of(name), OptimConfig(lr_warmup_ratio=0), 1e-3, total_steps=4)
-        metrics = update(engine, rows, loss, train_batch_size=2, micro_batch_size=2, epochs=1)
+        metrics = update(engine, rows, loss, train_batch_size=2, micro_batch_size=micro, epochs=1)
         results.append((weights(engine.model), metrics))
     (spoilt, seen), (without, expected) = results
     assert torch.equal(spoilt, without)
