@@ -32,6 +32,7 @@ from openrlhf.config.commands import (
 from openrlhf.config.derived import (
     critic_source,
     needs_deepspeed,
+    own_reference,
     ranks_sharing_rows,
     reference_source,
     reward_models,
@@ -578,6 +579,24 @@ def workers(config: PPOConfig) -> None:
             check_workers(config.train, parts, f" ({flags})")
 
 
+def idle_reference(config: PPOConfig) -> None:
+    """Flags of a reference model, where the actor without its adapter is the reference."""
+    if config.placement.local:
+        return
+    default, place = defaults(PPOConfig), config.placement
+    if starts_from(config.model, config.model.pretrain):
+        names = ("ref_num_nodes", "ref_num_gpus_per_node", "colocate_actor_ref")
+        if idle := [f"--{name}" for name in names if vars(place)[name] != default[name]]:
+            raise ValueError(
+                "with --lora_rank the reference is the actor without its adapter and needs no GPUs: leave out "
+                f"{', '.join(idle)}."
+            )
+    if config.reward.ref_reward_offload and not own_reference(config) and config.reward.reward_pretrain is None:
+        raise ValueError(
+            "--ref_reward_offload: this run has neither a reference model of its own nor a reward model: leave it out."
+        )
+
+
 def colocation(config: PPOConfig) -> None:
     place, sizes = config.placement, role_sizes(config)
     shared = {
@@ -630,7 +649,7 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     PPOConfig: (
         *SHARED_RULES, evaluation, prompt_shares, reward_source, agent, reward_address, rollout_batch, filtering,
         estimator, surrogate, correction, asynchronous, overlong, critic, freezing, average, reference, kl_horizon,
-        local, engines, workers, colocation, colocated_engines, sleep,
+        local, engines, workers, idle_reference, colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (packages,),
     LoraCombinerConfig: (),

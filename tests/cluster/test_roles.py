@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from openrlhf.backends.local import LocalTrain
 from openrlhf.backends.local_roles import local_roles
 from openrlhf.config.commands import PPOConfig
+from openrlhf.config.derived import critic_source
 from openrlhf.config.groups import ModelConfig
 from openrlhf.config.parse import read
 from openrlhf.models.load import load_score_model, load_tokenizer, save_model
 from openrlhf.models.tiny import build_model, build_tokenizer
+from openrlhf.training.members import CriticMember, load_critic
 from openrlhf.training.roles import Roles, gather
 from openrlhf.training.seeds import seed_process
 from openrlhf.types import Batch, Prompt, Sample, collate
@@ -159,20 +162,40 @@ def test_any_placement_gives_the_numbers_of_one_process(
     assert again < 1e-4
 
 
+def critic_alone(config: PPOConfig, batch: Batch) -> dict[str, Any]:
+    """The critic's part of ``one_step``, seeded as a worker is: in ``local_roles`` the actor's adapter is drawn
+    first."""
+    seed_process(config.train)
+    source = critic_source(config)
+    assert source is not None
+    model = load_critic(source, config)
+    engine = LocalTrain(model, config.optim, config.algorithm.critic_learning_rate, 4, config.model.bf16)
+    critic = CriticMember(engine, config)
+    values = critic.values(batch)
+    returns = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.tokens).flip(0)
+    return {
+        "values": values,
+        "critic": critic.update(batch.fill(values=values, returns=returns)),
+        "new_values": critic.values(batch),
+    }
+
+
 @pytest.mark.timeout(600)
 def test_an_adapter_is_merged_for_the_engines_and_taken_off_for_the_reference(
     tiny_folder: Path, reward_folder: Path
 ) -> None:
+    """The critic learns by an adapter too."""
     from openrlhf.cluster.roles import cluster_roles
     from openrlhf.cluster.start import ray_session
 
-    adapter = "--lora_rank 4 --lora_alpha 16 --actor_learning_rate 1e-2 --advantage_estimator reinforce"
+    adapter = "--lora_rank 4 --lora_alpha 16 --actor_learning_rate 1e-2 --critic_learning_rate 1e-2"
     alone = configure(tiny_folder, reward_folder, f"{adapter} --local")
     tokenizer = load_tokenizer(str(tiny_folder), alone.model)
     seed_process(alone.train)
     expected = one_step(local_roles(alone, tokenizer, total_steps=4), fixed_batch())
+    expected |= critic_alone(alone, fixed_batch())
     placement = (
-        "--actor_num_gpus_per_node 2 --ref_num_gpus_per_node 1 --reward_num_gpus_per_node 2 --vllm_num_engines 2 "
+        "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --reward_num_gpus_per_node 2 --vllm_num_engines 2 "
         "--colocate_all_models --vllm_enable_sleep --deepspeed_enable_sleep --zero_stage 3"
     )
     config = configure(tiny_folder, reward_folder, f"{adapter} {placement}")
@@ -184,9 +207,11 @@ def test_an_adapter_is_merged_for_the_engines_and_taken_off_for_the_reference(
         difference = engine_difference(roles, tokenizer)
         (start,) = gather(roles.reference.log_probs(fixed_batch()), deadline_s=DEADLINE_S)
         assert roles.reference.group is roles.actor.group  # no second copy
-    for name in ("rewards", "old", "reference", "after"):
+    for name in ("rewards", "old", "reference", "values", "after", "new_values"):
         assert (numbers[name] - expected[name]).abs().max() < 2e-5, name
-    assert numbers["actor"] == pytest.approx(expected["actor"], rel=1e-3, abs=1e-5)
+    for role in ("actor", "critic"):
+        assert numbers[role] == pytest.approx(expected[role], rel=1e-3, abs=1e-5)
+    assert (numbers["new_values"] - numbers["values"]).abs().max() > 1e-2
     assert torch.equal(start, numbers["reference"])
     assert (numbers["after"] - start).abs().max() > 1e-2  # the step was large enough to tell
     assert stale > 1e-3

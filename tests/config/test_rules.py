@@ -89,6 +89,8 @@ def test_good_sft(changed: dict[str, Any]) -> None:
         {"colocate_actor_ref": True, "critic_num_gpus_per_node": 2},
         {"colocate_critic_reward": True, "actor_num_gpus_per_node": 8},
         {"colocate_actor_ref": True, "ref_num_gpus_per_node": 2, "init_kl_coef": 0.0},  # no reference to share with
+        {"lora_rank": 8, "ref_num_gpus_per_node": 8, "ref_reward_offload": True},  # for the reward model
+        {"reward_pretrain": None, "remote_rm_url": "reward.py", "ref_reward_offload": True},  # for the reference
         {"advantage_estimator": "reinforce", "critic_num_gpus_per_node": 7},  # no critic to feed
         {"use_kl_loss": True, "kl_estimator": "k3"},
         {"kl_target": 0.1},
@@ -408,6 +410,16 @@ def test_bad_batch_inference(changed: dict[str, Any], words: list[str]) -> None:
         (PPO | {"dynamic_filtering": True, "n_samples_per_prompt": 4}, ["--dynamic_filtering", "--remote_rm_url"]),
         (FILE | GROUPS | {"dynamic_filtering": True, "async_train": True}, ["--dynamic_filtering", "--async_train"]),
         (PPO | {"vllm_enable_sleep": True}, ["--vllm_enable_sleep", "--colocate_all_models"]),
+        (PPO | {"lora_rank": 8, "ref_num_nodes": 2}, ["--lora_rank", "--ref_num_nodes, --ref_num_gpus_per_node."]),
+        (
+            PPO | {"lora_rank": 8, "ref_num_gpus_per_node": 8, "colocate_actor_ref": True},
+            ["--lora_rank", "leave out --colocate_actor_ref."],
+        ),
+        (FILE | {"init_kl_coef": 0.0, "ref_reward_offload": True}, ["--ref_reward_offload", "reward model"]),
+        (
+            FILE | {"lora_rank": 8, "ref_num_gpus_per_node": 8, "ref_reward_offload": True},
+            ["--ref_reward_offload", "neither a reference model of its own"],
+        ),
         (PPO | {"deepspeed_enable_sleep": True}, ["--deepspeed_enable_sleep", "--colocate_actor_ref"]),
         (PPO | {"async_queue_size": 2}, ["--async_queue_size", "--async_train"]),
         (PPO | {"max_staleness": 2}, ["--max_staleness", "--async_train"]),
