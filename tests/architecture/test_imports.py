@@ -24,14 +24,16 @@ HOMES = {
     "liger_kernel": ["models/*"],
     "flash_attn": ["models/*"],
     "httpx2": ["rollout/http.py"],
+    "math_verify": ["rollout/math_child.py"],
     "starlette": ["backends/reward_server.py"],
     "uvicorn": ["backends/reward_server.py"],
     "trl": [],
     "pytest": [],
 }
 OPTIONAL = ["ray", "deepspeed", "vllm", "wandb", "tensorboard", "bitsandbytes", "liger_kernel", "flash_attn"]
-OPTIONAL += ["starlette", "uvicorn"]
+OPTIONAL += ["math_verify", "starlette", "uvicorn"]
 NOT_BASE = ["cluster/*", "backends/deepspeed*.py", "backends/vllm*.py", "backends/reward_server.py"]
+NOT_BASE += ["rollout/math_child.py"]
 
 
 def test_layers_import_downwards_only() -> None:

@@ -28,7 +28,7 @@ def rewards_of(file: str, prompt: str, responses: list[str], label: str) -> tupl
 
 def test_every_python_example_is_tested_here() -> None:
     assert {path.name for path in (ROOT / "examples/python").glob("*.py")} == {
-        *("reward.py", "estimator.py", "guess.py", "calculator.py"),
+        *("reward.py", "math_reward.py", "estimator.py", "guess.py", "calculator.py"),
     }
 
 
@@ -52,6 +52,16 @@ def test_reward_file_reads_only_the_response() -> None:
 def test_reward_file_reads_gsm8k_labels() -> None:
     _, scores = rewards_of("examples/python/reward.py", "Q ", ["so 1,200.", "-1200"], "3 * 400 = 1200\n#### 1,200")
     assert scores == [1.0, 0.0]
+
+
+def test_the_mathematics_reward() -> None:
+    responses = ["so 7", "\\boxed{7}<|im_end|>", "#### $7.00", "#### 8\nor 7", "\\boxed{7", "", "\\frac{14}{2}", "七"]
+    rewards, scores = rewards_of("examples/python/math_reward.py", "What is 3 + 4? #### 7 ", responses, "3+4\n#### 7")
+    assert rewards == scores == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    function = load_reward_function(str(ROOT / "examples/python/math_reward.py"))
+    assert function(["Q 7", "Q no"], ["Q ", "Q "], ["7", "7"])["extra_logs"] == {"answered": [1.0, 0.0]}
+    with pytest.raises(ValueError, match="--label_key"):
+        function(["Q 7"], ["Q "], [""])
 
 
 @pytest.mark.parametrize(
