@@ -33,9 +33,11 @@ def commands_of(text: str, folder: Path) -> list[list[str]]:
     assert bash is not None
     for name in PROGRAMS:
         stand_in = programs / name
-        # A file for each command, since some run at once.
+        # A file for each command, since some run at once. What is piped to it is read: a pipe that nobody reads ends
+        # the program before it, now and then.
         stand_in.write_text(
-            f"#!{bash}\nprintf '%s\\0' {name} \"$@\" > '{record}/'$EPOCHREALTIME.$$\n", encoding="utf-8"
+            f"#!{bash}\nprintf '%s\\0' {name} \"$@\" > '{record}/'$EPOCHREALTIME.$$\nwhile read -r; do :; done\n",
+            encoding="utf-8",
         )
         stand_in.chmod(0o755)
     for name in TOOLS:
@@ -52,6 +54,7 @@ def commands_of(text: str, folder: Path) -> list[list[str]]:
         cwd=folder,
         # A script may not end what it started in the background before that has left its words.
         env={**os.environ, "PATH": str(programs), "BASH_FUNC_kill%%": "() { :; }"},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
