@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import yaml
 
 from openrlhf.config.commands import C, Command, build, defaults, flags, flat, groups, types
+from openrlhf.config.dotted import dotted_words, flattened, undotted
 
 __all__ = ["flat", "parse", "parse_flags", "read", "resolve", "write_yaml"]
 
@@ -116,7 +117,8 @@ def _shown(value: Any) -> str:
 def parse_flags(command: type[Command], argv: Sequence[str]) -> dict[str, Any]:
     """The flags in ``argv`` and their values; no defaults, no rules. Raises ValueError."""
     # argparse takes -1e-3 and -inf for flags unless a space stands before them.
-    spaced = [f" {word}" if NUMBER_LIKE_A_FLAG.fullmatch(word) else word for word in argv]
+    words = undotted(argv, types(command))
+    spaced = [f" {word}" if NUMBER_LIKE_A_FLAG.fullmatch(word) else word for word in words]
     known, rest = _parser(command).parse_known_args(spaced)
     for word in rest:
         if word.startswith("-"):
@@ -143,8 +145,10 @@ def _read_yaml(command: type[Command], path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold one flag a line, as in `train_batch_size: 128`.")
     try:
-        words = [word for name, value in content.items() for word in _words(command, str(name), value)]
-        return {**{name: None for name, value in content.items() if value is None}, **parse_flags(command, words)}
+        lines = flattened(content, types(command))
+        words = [word for name, value in lines.items() for word in _words(command, name, value)]
+        unset = {name: None for name, value in lines.items() if value is None and "." not in name}
+        return {**unset, **parse_flags(command, words)}
     except ValueError as error:
         raise ValueError(f"--config {path}: {error}") from None
 
@@ -152,14 +156,14 @@ def _read_yaml(command: type[Command], path: Path) -> dict[str, Any]:
 def _words(command: type[Command], name: str, value: Any) -> list[str]:
     """One line of YAML as words of a command line; none for null, which says that a flag has no value."""
     hints = types(command)
+    if "." in name:
+        return dotted_words(name, value)
     if name not in hints:
         raise ValueError(_unknown(command, name))
     if value is None:
         if NoneType not in get_args(hints[name]):
             raise ValueError(f"{name} needs a value; leave the line out for the default.")
         return []
-    if isinstance(value, dict):
-        raise ValueError(f"{name} holds further names, but flags stand in one flat list.")
     if isinstance(value, bool) and hints[name] is not bool:
         raise ValueError(f"{name}: {value} is a truth value; put text such as 'no' in quotes.")
     if isinstance(value, list):

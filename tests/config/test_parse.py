@@ -76,7 +76,7 @@ def test_file_values_have_the_types_of_the_command_line(file: Any) -> None:
         ("bf16: 1", ["--bf16", "true or false"]),
         ("input_key: no", ["input_key", "quotes"]),
         ("adam_betas: 0.9", ["--adam_betas", "2"]),
-        ("model:\n  bf16: true", ["model is not a flag"]),
+        ("model:\n  bf16: true", ["--model.bf16", "no counterpart"]),
         ("input_key:\n  bf16: true", ["input_key", "flat"]),
         ("- bf16", ["one flag a line"]),
         ("bf16: [", ["not YAML"]),
