@@ -5,6 +5,7 @@
 # make certificate  measure that nothing which must not change a gradient does; writes docs/certificate.md (a few minutes)
 # make faults   inject every fault that a run must survive; writes docs/faults.md (about ten minutes)
 # make cluster  install what `.venv/bin/openrlhf demo --cluster` needs on a machine without a GPU
+# make docs     build the documentation as a site in site/, every link checked
 # make lock     write requirements/*.lock from the versions in .venv (see requirements/lock.py)
 #
 # Everything lives in .venv; a lock file is installed once and again when it changes.
@@ -32,7 +33,7 @@ export MPLBACKEND ?= agg
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo check test bench certificate faults cluster lock
+.PHONY: demo check test bench certificate docs faults cluster lock
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.base
@@ -55,6 +56,9 @@ certificate: $(VENV)/.test
 
 faults: $(VENV)/.test
 	$(BIN)/python -m tests.faults --write
+
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 cluster: $(VENV)/.cluster
 

@@ -61,7 +61,8 @@ def test_every_dotted_flag_stands_for_a_flag_there_is() -> None:
 def test_a_file_may_nest_the_names(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     nested = {
-        "data": {"dataset": "d", "max_len": 128, "output_key": "a"}, "model": {"model_name_or_path": "m"}, "adam": {"lr": "1e-5"},
+        "data": {"dataset": "d", "max_len": 128, "output_key": "a"},
+        "model": {"model_name_or_path": "m"}, "adam": {"lr": "1e-5"},
         "ds": {"packing_samples": True, "lora": {"rank": 4, "target_modules": ["q_proj"]}, "param_dtype": None},
         "ckpt.output_dir": "o", "seed": 7,
     }  # fmt: skip

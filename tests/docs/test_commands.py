@@ -46,7 +46,7 @@ CONFIGS: dict[str, type[Command]] = {
     "batch_inference": BatchInferenceConfig,
     "interactive_chat": InteractiveChatConfig,
 }
-PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").rglob("*.sh"))
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{i}") for page in PAGES for i, block in enumerate(bash_blocks(page), start=1)
