@@ -4,6 +4,7 @@
 #   FOLDER=runs/csft examples/scripts/train_conditional_llama.sh
 # PAIRS holds whole conversations in the columns chosen and rejected, or, with PROMPT_KEY, answers to a prompt in that
 # column. Policy and reward model must share a chat template.
+# shellcheck disable=SC2086  # $…_FLAGS hold several words
 set -euo pipefail
 
 : "${POLICY:=meta-llama/Meta-Llama-3-8B}"

@@ -4,6 +4,7 @@
 #   ITERATIONS=3 FOLDER=runs/dpo examples/scripts/train_iterative_dpo_llama.sh
 # FOLDER/iteration holds the number of the next iteration: an interrupted script goes on there. Policy and reward model
 # must share a chat template, since the prompts are rendered once, by the policy's.
+# shellcheck disable=SC2086  # $…_FLAGS hold several words
 set -euo pipefail
 
 : "${POLICY:=OpenRLHF/Llama-3-8b-sft-mixture}"
