@@ -74,7 +74,7 @@ def end(head: subprocess.Popen[bytes]) -> None:
     """The head ends its children when it is asked to end."""
     head.terminate()
     try:
-        head.wait(timeout=30)
+        head.wait(timeout=120)
     except subprocess.TimeoutExpired:
         head.kill()
-        head.wait(timeout=30)
+        head.wait(timeout=120)

@@ -105,10 +105,10 @@ def engine(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rem
                 remote.call("start", str(folder), dtype="float32", enable_prefix_caching=True, max_model_len=64)
                 yield remote
                 link.send(None)
-            process.wait(30)
+            process.wait(120)
         finally:
             process.kill()
-            process.wait(30)
+            process.wait(120)
 
 
 def connect(engine: RemoteEngine, backend: SyncBackend, timeout_s: float = 20.0) -> WeightSender:

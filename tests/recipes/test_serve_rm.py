@@ -70,10 +70,10 @@ def served(folder: Path, **flags: Any) -> Iterator[tuple[subprocess.Popen[str], 
         assert " answers at http://127.0.0.1:" in line
         yield process, line.split()[-1]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
     finally:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=120)
 
 
 @pytest.mark.slow

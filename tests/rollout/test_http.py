@@ -183,7 +183,7 @@ def test_a_server_that_starts_later_is_found() -> None:
     try:
         assert ask([f"http://127.0.0.1:{port}/get_reward"]).rewards == [0.0, 1.0]
     finally:
-        timer.join(timeout=10)
+        timer.join(timeout=60)
         later[0].socket.close()
 
 

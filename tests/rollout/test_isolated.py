@@ -145,7 +145,7 @@ def test_it_ends_with_us(file: str, sent: signal.Signals) -> None:
     assert us.stdout is not None
     theirs = [int(number) for number in us.stdout.readline().split()]
     us.send_signal(sent)
-    us.wait(timeout=30)
+    us.wait(timeout=120)
     assert all(map(ends, theirs))
 
 

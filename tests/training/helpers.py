@@ -42,14 +42,14 @@ def weights(model: nn.Module) -> Tensor:
 
 def on_two_ranks(run: Callable[[int, Callable[[Tensor], Tensor]], T]) -> list[T]:
     """``run(rank, sum_over_ranks)`` in two threads, where the sum is really exchanged."""
-    meeting = threading.Barrier(2, timeout=30)
+    meeting = threading.Barrier(2, timeout=120)
     slots: list[Tensor] = [torch.empty(0), torch.empty(0)]
 
     def exchange(rank: int, x: Tensor) -> Tensor:
         slots[rank] = x
-        meeting.wait(timeout=30)
+        meeting.wait(timeout=120)
         total = slots[0] + slots[1]
-        meeting.wait(timeout=30)
+        meeting.wait(timeout=120)
         return total
 
     with ThreadPoolExecutor(2) as pool:
