@@ -72,6 +72,7 @@ def learn(
     from openrlhf.training.checkpoints import Checkpoints, Part
     from openrlhf.training.log import RunLog
     from openrlhf.training.ppo import train
+    from openrlhf.training.samples import SampleStore
 
     made_by = {**decisive(config), "the rows of --prompt_data": fingerprint_prompts(prompts)}
     parts: dict[str, Part] = {"_actor": roles.actor, "_critic": roles.critic, "_driver": RandomPart()}
@@ -79,12 +80,16 @@ def learn(
     team = Driver(checkpoint_writers(config))
     checkpoints = Checkpoints(config.checkpoint, made_by, parts, weights, team, stop, config.deepspeed.deadline)
     start = checkpoints.start
-    log = RunLog(Path(config.checkpoint.save_path), config.log, flat(config), done=start.step)
+    folder = Path(config.checkpoint.save_path)
+    log = RunLog(folder, config.log, flat(config), done=start.step)
+    store = SampleStore(folder, config, tokenizer, done=start.step)
     log.start(math.ceil(len(prompts) * config.rollout.num_episodes / config.rollout.rollout_batch_size), "rl")
     try:
         batches = prompt_batches(prompts, config, start.cursor)
-        train(config, roles, batches, log, tokenizer.pad_token_id, config.deepspeed.deadline, checkpoints, evaluation)
+        deadline, pad = config.deepspeed.deadline, tokenizer.pad_token_id
+        train(config, roles, batches, log, pad, deadline, checkpoints, evaluation, store)
     finally:
+        store.close()
         log.close()
 
 

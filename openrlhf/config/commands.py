@@ -32,6 +32,7 @@ from openrlhf.config.groups import (
     RewardConfig,
     RewardTrainConfig,
     RolloutConfig,
+    SampleConfig,
     SamplingConfig,
     ServeConfig,
     TrainConfig,
@@ -146,6 +147,7 @@ class PPOConfig:
     deepspeed: DeepSpeedConfig
     checkpoint: CheckpointConfig
     log: LogConfig
+    samples: SampleConfig
     algorithm: AlgorithmConfig
     rollout: RolloutConfig
     evaluation: EvaluationConfig

@@ -297,6 +297,16 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class SampleConfig:
+    """Stored samples"""
+
+    samples_per_step: int = flag(
+        64, "samples of each step that are written to --save_path, whole groups of them; 0 none, -1 all"
+    )
+    samples_max_mb: float = flag(1000.0, "megabytes of stored samples to keep; the oldest steps go first")
+
+
+@dataclass(frozen=True)
 class AlgorithmConfig:
     """Algorithm"""
 

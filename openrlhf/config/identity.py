@@ -6,11 +6,18 @@ from dataclasses import fields
 from typing import Any
 
 from openrlhf.config.commands import Command, flat
-from openrlhf.config.groups import CheckpointConfig, DeepSpeedConfig, LogConfig, PlacementConfig, VLLMConfig
+from openrlhf.config.groups import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    LogConfig,
+    PlacementConfig,
+    SampleConfig,
+    VLLMConfig,
+)
 
 # Where it runs, what it writes, and what is arithmetic of the same numbers. Which rows there are is compared by the
 # rows themselves, so that a file may move.
-FREE_GROUPS = (CheckpointConfig, LogConfig, DeepSpeedConfig, PlacementConfig, VLLMConfig)
+FREE_GROUPS = (CheckpointConfig, LogConfig, SampleConfig, DeepSpeedConfig, PlacementConfig, VLLMConfig)
 FREE_FLAGS = frozenset(
     {
         *("micro_train_batch_size", "micro_rollout_batch_size", "local_rank", "full_determinism"),

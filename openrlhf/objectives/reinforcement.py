@@ -6,7 +6,7 @@ masked slot into the gradient, since 0 · NaN is NaN.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from openrlhf.algorithms.kl import kl_estimate
 from openrlhf.algorithms.masked import zero_outside
@@ -22,14 +22,20 @@ def policy_loss(
     model: nn.Module, batch: Batch, *, algorithm: AlgorithmConfig, temperature: float, packed: bool, kl_coef: float
 ) -> Loss:
     """Policy loss, corrected for what the engine sampled from with ``--enable_vllm_is_correction``, plus ``kl_coef`` ·
-    KL with ``--use_kl_loss``, minus the entropy bonus.
+    KL with ``--use_kl_loss``, minus the entropy bonus."""
+    scores = model(batch, temperature=temperature, entropy=True, packed=packed)
+    return policy_elements(scores.log_probs, scores.entropy, batch, algorithm, kl_coef)
+
+
+def policy_elements(
+    log_probs: Tensor, entropy: Tensor, batch: Batch, algorithm: AlgorithmConfig, kl_coef: float
+) -> Loss:
+    """The same, from what the model says of each token, (B, T).
 
     Without ``old_log_probs`` the policy that sampled is the policy at hand (one on-policy step), so they are its own,
     detached.
     """
     mask = batch.action_mask
-    scores = model(batch, temperature=temperature, entropy=True, packed=packed)
-    log_probs = scores.log_probs
     now = log_probs.detach()
     old = now if batch.old_log_probs is None else zero_outside(batch.old_log_probs, mask)
     low, high = algorithm.eps_clip_low_high or (algorithm.eps_clip, algorithm.eps_clip)
@@ -41,7 +47,7 @@ def policy_loss(
         "policy_loss": policy.loss.detach(),
         "clip_ratio": policy.clipped,
         "ppo_kl": old - now,
-        "entropy": scores.entropy.detach(),
+        "entropy": entropy.detach(),
     }
     if batch.rollout_log_probs is not None:
         sampled = zero_outside(batch.rollout_log_probs, mask)
@@ -59,14 +65,18 @@ def policy_loss(
         if algorithm.use_kl_loss:
             elements = elements + kl_coef * kl
     if algorithm.entropy_loss_coef != 0:
-        elements = elements - algorithm.entropy_loss_coef * scores.entropy
+        elements = elements - algorithm.entropy_loss_coef * entropy
     return Loss(elements, metrics)
 
 
 def value_loss(model: nn.Module, batch: Batch, *, value_clip: float, packed: bool) -> Loss:
     """Clipped squared error of the critic's values against the returns."""
+    return value_elements(model(batch, "values", packed=packed), batch, value_clip)
+
+
+def value_elements(values: Tensor, batch: Batch, value_clip: float) -> Loss:
+    """The same, from the values, (B, T)."""
     mask = batch.action_mask
-    values = model(batch, "values", packed=packed)
     old_values = zero_outside(present(batch.values, "values"), mask)
     returns = zero_outside(present(batch.returns, "returns"), mask)
     elements = clipped_value_loss(values, old_values, returns, value_clip)

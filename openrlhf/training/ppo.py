@@ -14,9 +14,10 @@ It knows roles, not machines: the same function runs in one process and on a clu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from openrlhf.algorithms.advantages import AdvantageInputs, estimate_advantages
 from openrlhf.algorithms.kl import kl_estimate, make_kl_controller
@@ -33,6 +34,7 @@ from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.metric_names import OF_CRITIC, REWARD_PARTS
 from openrlhf.training.pass_rates import pass_rates
 from openrlhf.training.roles import Roles, done, gather
+from openrlhf.training.samples import SampleStore, missing_log_probs
 from openrlhf.training.skips import Skips
 from openrlhf.types import Batch, Metrics, Prompt, Sample, collate, merge_metrics, present
 
@@ -46,11 +48,13 @@ def train(
     deadline_s: float,
     checkpoints: Checkpoints | None = None,
     evaluation: Sequence[Prompt] = (),
+    store: SampleStore | None = None,
 ) -> None:
     """Run RL until the prompts are used up: batches of them, each with where the data stands after it.
 
     Every wait ends after ``deadline_s`` at the latest. With ``checkpoints`` it goes on from where they start. With
     ``evaluation`` prompts it evaluates before the first step, and then every ``--eval_steps`` steps or episode.
+    With a ``store`` it keeps samples of each step.
     """
     algorithm = config.algorithm
     kl = make_kl_controller(algorithm.init_kl_coef, algorithm.kl_target, algorithm.kl_horizon)
@@ -80,11 +84,18 @@ def train(
         batch = collate(samples, pad_token_id)
         with phases("reward"):
             batch, parts = add_rewards(batch, roles, reward_weights(config), deadline_s)
+            outcomes = present(batch.rewards, "rewards")
             batch = shape_rewards(batch, config)
+        stored = store.choose(rollout.prompts, samples) if store else []
         with phases("log_probs"):
             batch = add_log_probs_and_values(batch, roles, config, deadline_s)
+            missing = missing_log_probs(batch, stored, roles, deadline_s)
         with phases("advantages"):
             batch = add_advantages(batch, config, kl.coef)
+        if store and stored:
+            rows = batch.select(stored)
+            rows = rows if missing is None else rows.fill(old_log_probs=missing)
+            store.write(step, stored, rows, samples, rollout.prompts, parts, outcomes, kl.coef)
         with phases("update"):
             critic, actor = gather(
                 roles.critic.update(batch),
@@ -105,7 +116,7 @@ def train(
                 **evaluated,
                 **sample_metrics(samples, batch),
                 **staleness(samples, step),
-                **parts,
+                **part_means(parts),
                 **left_out(config, len(rollout.prompts), sampled, len(samples)),
                 **actor,
                 **(critic or {}),
@@ -153,18 +164,27 @@ def evaluate(
     return pass_rates(sources, groups, rewards, config.evaluation.eval_n_samples_per_prompt)
 
 
-def add_rewards(batch: Batch, roles: Roles, weights: list[float], deadline_s: float) -> tuple[Batch, Metrics]:
+def add_rewards(batch: Batch, roles: Roles, weights: list[float], deadline_s: float) -> tuple[Batch, dict[str, Tensor]]:
     """Outcome rewards: the weighted sum of those of the reward models and of a function, which the batch holds.
 
-    Where there are several, the mean of each is in the metrics.
+    Returns those of each, (B,), too.
     """
     by_models = gather(*roles.reward.rewards(batch), deadline_s=deadline_s)
     named = {f"model_{number}": rewards for number, rewards in enumerate(by_models, start=1)}
     if batch.rewards is not None:
         named["function"] = batch.rewards
-    total = sum(weight * rewards for weight, rewards in zip(weights, named.values(), strict=True))
-    means = {REWARD_PARTS + name: float(rewards.mean()) for name, rewards in named.items()}
-    return batch.fill(rewards=total), means if len(means) > 1 else {}
+    return batch.fill(rewards=weighted_rewards(named, weights)), named
+
+
+def weighted_rewards(parts: Mapping[str, Tensor], weights: list[float]) -> Tensor:
+    """(B,) rewards of each source → (B,) outcome rewards."""
+    return torch.stack([w * rewards for w, rewards in zip(weights, parts.values(), strict=True)]).sum(dim=0)
+
+
+def part_means(parts: Mapping[str, Tensor]) -> Metrics:
+    """The mean reward of each source, where there are several."""
+    means = {REWARD_PARTS + name: float(rewards.mean()) for name, rewards in parts.items()}
+    return means if len(means) > 1 else {}
 
 
 def shape_rewards(batch: Batch, config: PPOConfig) -> Batch:

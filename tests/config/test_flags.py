@@ -103,6 +103,7 @@ OURS: dict[type, set[str]] = {
         *("enable_vllm_is_correction", "vllm_is_correction_type", "vllm_is_truncated_threshold"),
         *("async_train", "async_queue_size", "max_staleness", "partial_rollout"),
         *("overlong_buffer_len", "overlong_penalty_factor", "stop_properly_penalty_coef"),
+        *("samples_per_step", "samples_max_mb"),
     },
     ServeRMConfig: {"token"},
     LoraCombinerConfig: set(),
