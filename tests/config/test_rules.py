@@ -460,6 +460,7 @@ def test_an_estimator_of_your_own_says_what_it_needs(tmp_path: Path) -> None:
 
 # One value inside and one outside of every range.
 EDGES = {
+    "at least -1": (-1, -2),
     "at least 1": (1, 0),
     "at least 0": (0, -1),
     "above 0": (1e-9, 0.0),
