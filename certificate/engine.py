@@ -39,6 +39,11 @@ class GradientEngine:
         self.model.zero_grad()
         return StepStats(float(self.gradients[-1].norm()), 0.0)
 
+    def largest(self, number: int) -> int:
+        said = torch.zeros(self.world)
+        said[self.rank] = number
+        return int(self.sum_over_ranks(said).max())
+
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         raise NotImplementedError
 

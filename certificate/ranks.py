@@ -140,6 +140,7 @@ class DeepSpeedGradients:
         self.model, self.device = self.engine.model, self.engine.device
         self.rank, self.world = self.engine.rank, self.engine.world
         self.backward, self.sum_over_ranks = self.engine.backward, self.engine.sum_over_ranks
+        self.largest = self.engine.largest
         self.gradients: list[Tensor] = []
 
     def step(self) -> StepStats:

@@ -112,13 +112,10 @@ class Batch:
         missing = -len(self) % multiple
         if missing == 0:
             return self
-        rows = self.select([*range(len(self)), *[0] * missing])
+        shortest = int(self.lengths.argmin())
+        rows = self.select([*range(len(self)), *[shortest] * missing])
         keep = torch.arange(len(rows)) < len(self)
         return rows.fill(action_mask=rows.action_mask & keep[:, None].to(rows.action_mask.device))
-
-    def micro_batches(self, size: int) -> list[Batch]:
-        """Consecutive runs of at most ``size`` rows."""
-        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
 
 
 def pad_rows(rows: Sequence[Tensor], width: int, value: float | bool) -> Tensor:

@@ -36,17 +36,11 @@ def test_select_takes_rows_and_cuts_padding_nobody_needs():
     assert chosen.action_mask.tolist() == [[False, True], [True, False]]
 
 
-def test_micro_batches_are_the_rows_in_order():
-    batch = collate([sample([i] * (i + 1), 1) for i in range(5)], pad_token_id=0)
-    rows = [row for micro in batch.micro_batches(2) for row in micro.tokens[:, 0].tolist()]
-    assert rows == [0, 1, 2, 3, 4]
-
-
-def test_fillers_complete_the_number_of_rows_and_carry_no_action():
-    batch = collate([sample([1, 2], 1), sample([3, 4], 1), sample([5, 6], 1)], pad_token_id=0)
+def test_fillers_complete_the_number_of_rows_with_the_shortest_and_carry_no_action():
+    batch = collate([sample([1, 2, 3], 2), sample([3, 4], 1), sample([5, 6, 7], 2)], pad_token_id=0)
     filled = batch.with_fillers(2)
-    assert len(filled) == 4
-    assert filled.action_mask.sum(dim=1).tolist() == [1, 1, 1, 0]
+    assert filled.lengths.tolist() == [3, 2, 3, 2]
+    assert filled.action_mask.sum(dim=1).tolist() == [2, 1, 2, 0]
     assert batch.with_fillers(3) is batch
 
 

@@ -124,6 +124,9 @@ class DeepSpeedForward:
         deepspeed_states.onload(self._asleep, self.device)
         self._asleep = []
 
+    def largest(self, number: int) -> int:
+        return largest(number, self.device)
+
 
 class DeepSpeedTrain:
     """A model in training: AdamW, clipping by global norm, a learning-rate schedule.
@@ -232,9 +235,10 @@ class DeepSpeedTrain:
 
     def anywhere(self, here: bool) -> bool:
         """Whether any process says so. Collective."""
-        said = torch.tensor(float(here), device=self.device)
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return bool(said.item())
+        return bool(self.largest(int(here)))
+
+    def largest(self, number: int) -> int:
+        return largest(number, self.device)
 
     def state(self) -> dict[str, Any]:
         """This process's pieces of the trained weights and moments, and the schedule."""
@@ -286,6 +290,13 @@ class DeepSpeedTrain:
         norm = gradient_norm(self.model.module.hf, self._cut)
         nn.utils.clip_grads_with_norm_(parameters, self.max_norm if self.max_norm > 0 else math.inf, norm)
         return norm
+
+
+def largest(number: int, device: torch.device) -> int:
+    """Of what all processes say. Collective."""
+    said = torch.tensor(number, device=device)
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return int(said.item())
 
 
 def layout_of(model: ModelConfig, sharding: DeepSpeedConfig) -> Layout:

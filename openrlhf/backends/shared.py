@@ -12,6 +12,7 @@ class SharedForward:
     def __init__(self, engine: TrainEngine) -> None:
         self.model = WithoutAdapter(engine.model)
         self.device = engine.device
+        self.largest = engine.largest
 
     def offload(self) -> None:
         """Nothing: the engine moves the weights."""

@@ -22,6 +22,7 @@ from openrlhf.training.checkpoint_part import EnginePart, EngineTeam
 from openrlhf.training.checkpoints import Checkpoints
 from openrlhf.training.fit import Task, fit, total_steps
 from openrlhf.training.log import RunLog
+from openrlhf.training.micro_batches import train_size
 from openrlhf.training.roles import TrainEngine
 from openrlhf.training.signals import stop_requests
 from openrlhf.types import Sample
@@ -113,7 +114,10 @@ def train(
         log = RunLog(folder, config.log, flat(config), writes=is_first(), done=checkpoints.start.step)
         log.start(total_steps(len(samples) // task.rows, config.train), title)
         try:
-            fit(engine, task, samples, evaluation, config.train, config.log, log, tokenizer.pad_token_id, checkpoints)
+            fit(
+                engine, task, samples, evaluation, config.train, config.log, log, tokenizer.pad_token_id,
+                train_size(config.train, config.model, task.rows), checkpoints,
+            )  # fmt: skip
         finally:
             log.close()
 

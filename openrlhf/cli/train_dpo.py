@@ -32,6 +32,7 @@ def run(config: DPOConfig) -> None:
     from openrlhf.objectives.preference import preference_loss
     from openrlhf.training.fit import Task
     from openrlhf.training.members import forward
+    from openrlhf.training.micro_batches import train_size
     from openrlhf.training.update import pair_mean
     from openrlhf.types import Batch
 
@@ -51,8 +52,8 @@ def run(config: DPOConfig) -> None:
     )
 
     def with_reference(batch: Batch) -> Batch:
-        micro = 2 * config.train.micro_train_batch_size
-        return batch.fill(ref_log_probs=forward(reference, batch, micro, model.packing_samples))
+        micro_batch = train_size(config.train, model, rows=2)
+        return batch.fill(ref_log_probs=forward(reference, batch, micro_batch, model.packing_samples))
 
     objective = partial(
         preference_loss,

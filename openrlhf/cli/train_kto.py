@@ -30,6 +30,7 @@ def run(config: KTOConfig) -> None:
     from openrlhf.objectives.unpaired import kto_loss
     from openrlhf.training.baseline import with_kl_baseline
     from openrlhf.training.fit import Task
+    from openrlhf.training.micro_batches import train_size
     from openrlhf.training.update import pair_mean
     from openrlhf.types import Batch
 
@@ -46,7 +47,7 @@ def run(config: KTOConfig) -> None:
     reference = choose_reference_engine(engine, model.pretrain, model, config.deepspeed, kto.ref_offload)
 
     def with_reference(batch: Batch) -> Batch:
-        return with_kl_baseline(batch, engine, reference, config.train.micro_train_batch_size, model.packing_samples)
+        return with_kl_baseline(batch, engine, reference, train_size(config.train, model), model.packing_samples)
 
     objective = partial(
         kto_loss,

@@ -31,6 +31,7 @@ def run(config: RMConfig) -> None:
     from openrlhf.objectives.balance import balanced, each_pair
     from openrlhf.objectives.reward import pair_loss
     from openrlhf.training.fit import Task
+    from openrlhf.training.micro_batches import train_size
     from openrlhf.training.scores import score_statistics
     from openrlhf.training.update import pair_mean
 
@@ -63,8 +64,8 @@ def run(config: RMConfig) -> None:
     task = Task(balanced(objective, model.aux_loss_coef, each_pair), pair_mean, rows=2)
     train(config, "rm", engine, task, samples, evaluation, tokenizer)
     judged = evaluation or samples[: 2 * max(1, int(STATISTICS_SHARE * len(samples) / 2))]
-    micro = 2 * config.train.micro_train_batch_size
-    mean, std = score_statistics(engine, judged, micro, model.packing_samples, tokenizer.pad_token_id)
+    micro_batch = train_size(config.train, model)
+    mean, std = score_statistics(engine, judged, micro_batch, model.packing_samples, tokenizer.pad_token_id)
     built[0].set_statistics(mean, std)
     save(config, engine, tokenizer)
 

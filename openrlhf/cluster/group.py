@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from openrlhf.cluster.calls import ask, await_timed
-from openrlhf.types import Batch, Metrics
+from openrlhf.data.balance import even_shares
+from openrlhf.types import Batch, Metrics, pad_columns
 
 
 class Group:
@@ -55,9 +56,10 @@ class Group:
         back, in its order."""
         return self.executor.submit(self._rows_call, verb, batch, args)
 
-    def submit_update(self, batch: Batch, *args: Any) -> Future[Any]:
-        """Each worker updates on its rows. The metrics are those of the whole batch on every rank: take the first's."""
-        return self.executor.submit(self._update_call, batch, args)
+    def submit_update(self, batch: Batch, mini_batch: int, *args: Any) -> Future[Any]:
+        """Each worker updates on its rows of each ``mini_batch`` rows. The metrics are those of the whole batch on
+        every rank: take the first's."""
+        return self.executor.submit(self._update_call, batch, mini_batch, args)
 
     def submit_reason(self, verb: str, *args: Any) -> Future[str | None]:
         """As ``submit``, for a verb that answers why it failed, or None: what the first that failed says."""
@@ -93,35 +95,35 @@ class Group:
         reasons = self._awake_call(verb, [args] * len(self.workers))
         return next((f"{name}: {reason}" for name, reason in zip(self.names, reasons, strict=True) if reason), None)
 
-    def _update_call(self, batch: Batch, args: tuple[Any, ...]) -> Metrics:
-        return self._awake_call("update", [(rows, *args) for rows in self._shards(batch)])[0]
+    def _update_call(self, batch: Batch, mini_batch: int, args: tuple[Any, ...]) -> Metrics:
+        return self._awake_call("update", [(rows, *args) for rows in self._shards(batch, mini_batch)[0]])[0]
 
     def _rows_call(self, verb: str, batch: Batch, args: tuple[Any, ...]) -> Tensor:
-        answers = self._awake_call(verb, [(rows, *args) for rows in self._shards(batch)])
-        return merge(answers[:: self.sharing], len(batch), batch.tokens.shape[1])
+        parts, rows = self._shards(batch, len(batch))
+        answers = self._awake_call(verb, [(part, *args) for part in parts])
+        return merge(answers[:: self.sharing], rows, len(batch), batch.tokens.shape[1])
 
-    def _shards(self, batch: Batch) -> list[Batch]:
-        """The rows of each worker."""
-        parts = shard(batch, len(self.workers) // self.sharing)
-        return [rows for rows in parts for _ in range(self.sharing)]
+    def _shards(self, batch: Batch, mini_batch: int) -> tuple[list[Batch], list[list[int]]]:
+        """What each worker gets, and the numbers of the rows of each rank."""
+        parts, rows = shard(batch, len(self.workers) // self.sharing, mini_batch)
+        return [part for part in parts for _ in range(self.sharing)], rows
 
 
-def shard(batch: Batch, ranks: int) -> list[Batch]:
-    """Rank r gets the rows r, r + ranks, …: the mini-batches of all ranks are then those of one rank, cut.
+def shard(batch: Batch, ranks: int, mini_batch: int) -> tuple[list[Batch], list[list[int]]]:
+    """The rows of each rank and their numbers. Every ``mini_batch`` rows are divided by themselves, into as many a rank
+    with nearly as many tokens: the mini-batches of all ranks are then those of one rank, cut.
 
     Rows without loss fill up where the number does not divide: every rank has as many.
     """
     batch = batch.with_fillers(ranks)
-    return [batch.select(slice(rank, None, ranks)) for rank in range(ranks)]
+    rows = even_shares(batch.lengths.tolist(), ranks, mini_batch + -mini_batch % ranks)
+    return [batch.select(mine) for mine in rows], rows
 
 
-def merge(parts: Sequence[Tensor], rows: int, width: int) -> Tensor:
-    """Undo ``shard`` for (rows,) or (rows, T) answers; columns are padded with zeros to ``width``."""
-    every = sum(len(part) for part in parts)
+def merge(parts: Sequence[Tensor], rows: Sequence[list[int]], number: int, width: int) -> Tensor:
+    """Undo ``shard`` for (rows,) or (rows, T) answers to ``number`` rows; zeros pad columns to ``width``."""
+    every = sum(map(len, rows))
     out = torch.zeros((every,) if parts[0].dim() == 1 else (every, width), dtype=parts[0].dtype)
-    for rank, part in enumerate(parts):
-        if part.dim() == 1:
-            out[rank :: len(parts)] = part
-        else:
-            out[rank :: len(parts), : part.shape[1]] = part
-    return out[:rows]
+    for mine, part in zip(rows, parts, strict=True):
+        out[mine] = part if part.dim() == 1 else pad_columns(part, width)
+    return out[:number]

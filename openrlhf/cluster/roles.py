@@ -33,14 +33,15 @@ from openrlhf.types import Batch, Metrics, Prompt, Sample
 
 
 class ClusterActor:
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, mini_batch: int) -> None:
         self.group = group
+        self.mini_batch = mini_batch
 
     def log_probs(self, batch: Batch) -> Future[Tensor]:
         return self.group.submit_rows("log_probs", batch.inputs())
 
     def update(self, batch: Batch, kl_coef: float) -> Future[Metrics]:
-        return self.group.submit_update(batch, kl_coef)
+        return self.group.submit_update(batch, self.mini_batch, kl_coef)
 
     def save(self, folder: Path) -> Future[Any]:
         return self.group.submit("save", folder)
@@ -53,14 +54,15 @@ class ClusterActor:
 
 
 class ClusterCritic:
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, mini_batch: int) -> None:
         self.group = group
+        self.mini_batch = mini_batch
 
     def values(self, batch: Batch) -> Future[Tensor | None]:
         return self.group.submit_rows("values", batch.inputs())
 
     def update(self, batch: Batch) -> Future[Metrics | None]:
-        return self.group.submit_update(batch)
+        return self.group.submit_update(batch, self.mini_batch)
 
     def save(self, folder: Path) -> Future[Any]:
         return self.group.submit("save", folder)
@@ -238,7 +240,8 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
                 group.call("offload", [()] * len(group.workers))
         lock = actor.lock if placement.engines_share else threading.RLock()
         rollout = ClusterRollout(engines, sync, lock, placement.engines_sleep, config, tokenizer, turns, rewarding)
-        critic: Critic = ClusterCritic(groups["critic"]) if "critic" in groups else Absent()
+        mini_batch = config.train.train_batch_size
+        critic: Critic = ClusterCritic(groups["critic"], mini_batch) if "critic" in groups else Absent()
         reference: Reference = Absent()
         if "reference" in groups:
             reference = ClusterReference(groups["reference"], "log_probs")
@@ -249,7 +252,7 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
         busy.take()  # what the start took
         yield Roles(
             rollout,
-            ClusterActor(actor),
+            ClusterActor(actor, mini_batch),
             critic,
             reference,
             reward,

@@ -143,6 +143,10 @@ class TrainConfig:
 
     train_batch_size: int = flag(128, "samples, or pairs, in one optimiser step, over all GPUs")
     micro_train_batch_size: int = flag(8, "samples, or pairs, in one forward pass of one GPU")
+    use_dynamic_batch: bool = flag(False, "fill forward passes up to a number of tokens instead of samples")
+    train_max_tokens_per_gpu: int = flag(
+        16384, "tokens in one forward pass of one GPU with --use_dynamic_batch; a longer sample is alone in it"
+    )
     max_epochs: int = flag(1, "passes over the data; in RL over each rollout batch")
     max_skipped_steps: int = flag(
         5, "end the run after so many optimiser steps in a row whose loss or gradient was not finite"
@@ -344,6 +348,11 @@ class RolloutConfig:
 
     rollout_batch_size: int = flag(1024, "prompts in one rollout batch")
     micro_rollout_batch_size: int = flag(8, "samples in one scoring pass of one GPU")
+    rollout_max_tokens_per_gpu: int | None = flag(
+        None,
+        "tokens in one scoring pass of one GPU with --use_dynamic_batch; without it those of "
+        "--train_max_tokens_per_gpu",
+    )
     n_samples_per_prompt: int = flag(1, "responses per prompt")
     generate_max_len: int = flag(1024, "longest response in tokens")
     temperature: float = flag(1.0, "sampling temperature; log-probs are taken at the same")

@@ -21,7 +21,7 @@ FREE_GROUPS = (CheckpointConfig, LogConfig, SampleConfig, DeepSpeedConfig, Place
 FREE_FLAGS = frozenset(
     {
         *("micro_train_batch_size", "micro_rollout_batch_size", "local_rank", "full_determinism"),
-        "max_skipped_steps",
+        *("use_dynamic_batch", "train_max_tokens_per_gpu", "rollout_max_tokens_per_gpu", "max_skipped_steps"),
         *("gradient_checkpointing", "gradient_checkpointing_use_reentrant", "packing_samples", "flash_attn"),
         *("use_liger_kernel", "ring_attn_size", "ring_head_stride", "disable_fast_tokenizer", "trust_remote_code"),
         *("ref_offload", "teacher_offload", "ref_reward_offload", "save_value_network", "use_ms"),

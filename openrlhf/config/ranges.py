@@ -31,6 +31,7 @@ RANGES = (
             *("ref_num_nodes", "ref_num_gpus_per_node", "reward_num_nodes", "reward_num_gpus_per_node"),
             *("vllm_num_engines", "vllm_tensor_parallel_size", "ds_tensor_parallel_size"),
             *("ring_attn_size", "ring_head_stride", "lora_alpha", "batch_size", "overlong_buffer_len"),
+            *("train_max_tokens_per_gpu", "rollout_max_tokens_per_gpu"),
             *("micro_batch_size", "max_new_tokens", "best_of_n", "tp_size", "max_num_seqs", "max_skipped_steps"),
         ),
     ),

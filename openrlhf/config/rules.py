@@ -129,14 +129,30 @@ def micro_batches(config: TrainCommand) -> None:
 
 def check_workers(train: TrainConfig, workers: int, where: str) -> None:
     """Raise ValueError when ``workers`` cannot share a mini-batch in whole micro-batches; ``where`` says whose."""
-    part = train.micro_train_batch_size * workers
+    micro = 1 if train.use_dynamic_batch else train.micro_train_batch_size
+    part = micro * workers
     if train.train_batch_size % part:
         times = f" × {workers} workers{where}" if workers > 1 else ""
+        of = f"{workers} workers{where}" if train.use_dynamic_batch else f"--micro_train_batch_size {micro}{times}"
         above = math.ceil(train.train_batch_size / part) * part
         raise ValueError(
-            f"--train_batch_size {train.train_batch_size} is not a multiple of --micro_train_batch_size "
-            f"{train.micro_train_batch_size}{times}: choose for example --train_batch_size {above}."
+            f"--train_batch_size {train.train_batch_size} is not a multiple of {of}: "
+            f"choose for example --train_batch_size {above}."
         )
+
+
+def token_budgets(config: TrainCommand) -> None:
+    train, default, values = config.train, defaults(type(config)), flat(config)
+    if train.use_dynamic_batch:
+        if train.micro_train_batch_size != default["micro_train_batch_size"]:
+            raise ValueError(
+                "--micro_train_batch_size says how many samples go through the model at a time and --use_dynamic_batch "
+                "that --train_max_tokens_per_gpu does: leave one of the two out."
+            )
+        return
+    for name in ("train_max_tokens_per_gpu", "rollout_max_tokens_per_gpu"):
+        if name in values and values[name] != default[name]:
+            raise ValueError(f"--{name} is the size of what --use_dynamic_batch makes: give that too.")
 
 
 def shares(names: str, probs: str | None, flag: str) -> None:
@@ -636,7 +652,8 @@ def sleep(config: PPOConfig) -> None:
 
 
 SHARED_RULES = (
-    template, scheduler, ring, tensor_parallel, micro_batches, packages, four_bits, adapters, balance, checkpoints,
+    template, scheduler, ring, tensor_parallel, micro_batches, token_budgets, packages, four_bits, adapters, balance,
+    checkpoints,
 )  # fmt: skip
 # Each command's rules, in the order in which they are asked; their argument is of that command's type.
 RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {

@@ -17,6 +17,7 @@ from openrlhf.models.value_head import ScoreModel
 from openrlhf.objectives.balance import balanced, each_token
 from openrlhf.objectives.reinforcement import policy_loss, value_loss
 from openrlhf.training.metric_names import OF_CRITIC
+from openrlhf.training.micro_batches import Size, cut, rollout_size, train_size
 from openrlhf.training.roles import ForwardEngine, TrainEngine
 from openrlhf.training.update import sequence_mean, token_mean, update
 from openrlhf.types import Batch, Metrics, pad_columns
@@ -46,7 +47,7 @@ class PolicyMember:
             batch,
             balanced(objective, self.config.model.aux_loss_coef, each_token),
             train.train_batch_size,
-            train.micro_train_batch_size,
+            train_size(train, self.config.model),
             train.max_epochs,
             sequence_mean if find_policy_loss(self.config.algorithm.policy_loss_type).by_sequence else token_mean,
         )
@@ -67,7 +68,7 @@ class CriticMember:
         objective = partial(value_loss, value_clip=config.algorithm.value_clip, packed=config.model.packing_samples)
         train = config.train
         metrics = update(
-            self.engine, batch, objective, train.train_batch_size, train.micro_train_batch_size, train.max_epochs
+            self.engine, batch, objective, train.train_batch_size, train_size(train, config.model), train.max_epochs
         )
         return {OF_CRITIC + name: value for name, value in metrics.items()}
 
@@ -124,17 +125,19 @@ def sampled_log_probs(engine: ForwardEngine, batch: Batch, config: PPOConfig) ->
 
 
 def _forward(engine: ForwardEngine, batch: Batch, config: PPOConfig, **how: Any) -> Tensor:
-    return forward(engine, batch, config.rollout.micro_rollout_batch_size, config.model.packing_samples, **how)
+    return forward(engine, batch, rollout_size(config), config.model.packing_samples, **how)
 
 
 @torch.no_grad()
-def forward(engine: ForwardEngine, batch: Batch, micro_batch_size: int, packed: bool, **how: Any) -> Tensor:
+def forward(engine: ForwardEngine, batch: Batch, micro_batch: Size, packed: bool, **how: Any) -> Tensor:
     """What the model says of each row, (B,) or (B, T) float32 on the CPU, a micro-batch at a time."""
     engine.model.eval()
     width = batch.tokens.shape[1]
     parts = []
-    for rows in batch.micro_batches(micro_batch_size):
-        out = engine.model(rows.to(engine.device), packed=packed, **how)
+    cuts = cut(batch, micro_batch, engine)
+    for rows in cuts:
+        out = engine.model(batch.select(rows).to(engine.device), packed=packed, **how)
         scores = (out if isinstance(out, Tensor) else out.log_probs).float().cpu()
         parts.append(pad_columns(scores, width) if scores.dim() == 2 else scores)
-    return torch.cat(parts)
+    order = torch.cat([torch.arange(len(batch))[rows] for rows in cuts])
+    return torch.cat(parts)[order.argsort()]

@@ -47,6 +47,10 @@ class ForwardEngine(Protocol):
 
     def onload(self) -> None: ...
 
+    def largest(self, number: int) -> int:
+        """Of what the processes of this model say. Collective."""
+        ...
+
 
 class TrainEngine(ForwardEngine, Protocol):
     """One process of a model in training. ``save`` and ``full_weights`` are collective."""

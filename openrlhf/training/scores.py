@@ -8,6 +8,7 @@ import torch
 
 from openrlhf.training.fit import rank_rows
 from openrlhf.training.members import forward
+from openrlhf.training.micro_batches import Size
 from openrlhf.training.roles import TrainEngine
 from openrlhf.types import Sample
 
@@ -15,11 +16,11 @@ LEAST_STD = 1e-8
 
 
 def score_statistics(
-    engine: TrainEngine, samples: Sequence[Sample], micro_batch_size: int, packed: bool, pad_token_id: int
+    engine: TrainEngine, samples: Sequence[Sample], micro_batch: Size, packed: bool, pad_token_id: int
 ) -> tuple[float, float]:
     """Mean and unbiased standard deviation of the scores of ``samples`` on all ranks; the latter at least 1e-8."""
     rows = rank_rows(samples, engine, pad_token_id)
-    scores = forward(engine, rows, micro_batch_size, packed, what="scores").double()
+    scores = forward(engine, rows, micro_batch, packed, what="scores").double()
     scores = scores[rows.action_mask.any(dim=1)]  # without the rows that only fill up a rank
     sums = torch.stack([torch.tensor(float(len(scores)), dtype=torch.float64), scores.sum(), scores.square().sum()])
     count, total, squares = engine.sum_over_ranks(sums.to(engine.device)).tolist()

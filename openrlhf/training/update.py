@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from openrlhf.algorithms.masked import sequence_mean_weights, token_mean_weights
 from openrlhf.objectives.loss import Objective
 from openrlhf.training.metric_names import SKIPPED_STEP
+from openrlhf.training.micro_batches import Size, cut
 from openrlhf.training.roles import TrainEngine
 from openrlhf.types import Batch, Metrics, merge_metrics
 
@@ -53,26 +54,26 @@ def pair_mean(batch: Batch, engine: TrainEngine) -> Tensor:
 
 
 def optimizer_step(
-    engine: TrainEngine, rows: Batch, objective: Objective, micro_batch_size: int, weigh: Weigh = token_mean
+    engine: TrainEngine, rows: Batch, objective: Objective, micro_batch: Size, weigh: Weigh = token_mean
 ) -> Metrics:
     """One optimizer step on this rank's rows of a mini-batch. Returns the metrics of the whole mini-batch."""
     rows = rows.fill(loss_weights=weigh(rows, engine))
-    micro_batches = rows.micro_batches(micro_batch_size)
+    cuts = cut(rows, micro_batch, engine)
     totals: dict[str, Tensor] = {}
     engine.model.train()
     poison = Poison()
     hook = engine.model.register_forward_hook(poison.watch)
-    for i, micro_batch in enumerate(micro_batches):
-        micro_batch = micro_batch.to(engine.device)
-        loss = objective(engine.model, micro_batch)
-        weights = micro_batch.loss_weights
+    for i, chosen in enumerate(cuts):
+        part = rows.select(chosen).to(engine.device)
+        loss = objective(engine.model, part)
+        weights = part.loss_weights
         assert weights is not None
         total = weighted_sum(loss.elements, weights)
         poison.judge(total)
-        engine.backward(total, last=i == len(micro_batches) - 1)
+        engine.backward(total, last=i == len(cuts) - 1)
         for name, elements in {"loss": loss.elements.detach(), **loss.metrics}.items():
-            part = weighted_sum(elements.float(), weights)
-            totals[name] = totals[name] + part if name in totals else part
+            share = weighted_sum(elements.float(), weights)
+            totals[name] = totals[name] + share if name in totals else share
     hook.remove()
     stats = engine.step()
     if stats.skipped:
@@ -109,7 +110,7 @@ def update(
     rows: Batch,
     objective: Objective,
     train_batch_size: int,
-    micro_batch_size: int,
+    micro_batch: Size,
     epochs: int,
     weigh: Weigh = token_mean,
 ) -> Metrics:
@@ -121,7 +122,7 @@ def update(
     local = train_batch_size // engine.world
     starts = range(0, len(rows), local)
     steps = [
-        optimizer_step(engine, rows.select(slice(start, start + local)), objective, micro_batch_size, weigh)
+        optimizer_step(engine, rows.select(slice(start, start + local)), objective, micro_batch, weigh)
         for _ in range(epochs)
         for start in starts
     ]

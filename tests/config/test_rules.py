@@ -71,6 +71,7 @@ COMMANDS: dict[type[Command], dict[str, Any]] = {
         {"input_template": None},
         {"eval_dataset": "c.jsonl", "eval_steps": 5},
         {"save_hf_ckpt": True},
+        {"use_dynamic_batch": True, "train_max_tokens_per_gpu": 100, "train_batch_size": 3},
         {"max_norm": 0.0, "learning_rate": 0.0},
     ],
 )
@@ -102,6 +103,7 @@ def test_good_sft(changed: dict[str, Any]) -> None:
         {"reward_pretrain": "a,b", "reward_weights": (0.3, 0.7), "normalize_reward": True},
         {"reward_pretrain": "a,b", "remote_rm_url": "reward.py", "reward_weights": (0.3, 0.7, -1.0)},
         {"reward_weights": (2.0,)},
+        {"use_dynamic_batch": True, "rollout_max_tokens_per_gpu": 1000, "train_batch_size": 4},
         {"async_train": True},
         {"async_train": True, "async_queue_size": 3, "max_staleness": 3},
         {"async_train": True, "colocate_actor_ref": True, "deepspeed_enable_sleep": True},
@@ -119,6 +121,16 @@ def test_good_ppo(changed: dict[str, Any]) -> None:
     ("changed", "words"),
     [
         ({"train_batch_size": 12}, ["--train_batch_size 12", "--micro_train_batch_size 8", "--train_batch_size 16"]),
+        ({"train_max_tokens_per_gpu": 100}, ["--train_max_tokens_per_gpu", "--use_dynamic_batch"]),
+        (
+            {"use_dynamic_batch": True, "micro_train_batch_size": 4},
+            [
+                "--micro_train_batch_size",
+                "--use_dynamic_batch",
+                "--train_max_tokens_per_gpu",
+                "leave one of the two out",
+            ],
+        ),
         ({"input_template": "User: "}, ["--input_template", "{}"]),
         ({"input_template": "User: {}\\nAssistant: "}, ["--input_template", "$'User: {}\\nAssistant: '"]),
         (
@@ -333,6 +345,11 @@ def test_bad_batch_inference(changed: dict[str, Any], words: list[str]) -> None:
             PPO | {"apply_chat_template": True, "input_template": "Q: {}"},
             ["--apply_chat_template", "--input_template"],
         ),
+        (
+            PPO | {"train_batch_size": 6, "rollout_batch_size": 12, "use_dynamic_batch": True},
+            ["--train_batch_size 6", "4 workers", "--train_batch_size 8"],
+        ),
+        (PPO | {"rollout_max_tokens_per_gpu": 6}, ["--rollout_max_tokens_per_gpu", "--use_dynamic_batch"]),
         (PPO | {"train_batch_size": 6}, ["--train_batch_size 6", "--micro_train_batch_size 4"]),
         (PPO | {"train_batch_size": 8}, ["--train_batch_size 8", "4 × 4 workers", "--actor_num_gpus_per_node"]),
         (

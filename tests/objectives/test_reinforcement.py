@@ -86,7 +86,7 @@ def test_policy_loss_equals_the_papers(case: str, batch: Batch, temperature: flo
     loss.backward()
     engine = GradientEngine(CausalLM(build()))
     objective = partial(policy_loss, algorithm=algorithm, temperature=temperature, packed=False, kl_coef=KL_COEF)
-    metrics = optimizer_step(engine, batch, objective, micro_batch_size=4)
+    metrics = optimizer_step(engine, batch, objective, micro_batch=4)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
     assert {key: metrics[key] for key in seen} == pytest.approx(seen, rel=1e-5, abs=1e-7)
     assert_same_gradient(engine.gradients[0], gradient(hf))

@@ -62,7 +62,8 @@ def trained(
     engine = LocalTrain(OneNumber(), optim or OptimConfig(), 0.01, total_steps(count, train))
     log = Lines()
     held_out = rows(evaluation, first=1000)
-    fit(engine, Task(one_number), rows(count), held_out, train, LogConfig(eval_steps=eval_steps), log, pad_token_id=0)
+    every = LogConfig(eval_steps=eval_steps)
+    fit(engine, Task(one_number), rows(count), held_out, train, every, log, 0, train.micro_train_batch_size)
     return engine, log.lines
 
 
@@ -95,8 +96,8 @@ def test_the_loss_is_the_mean_over_the_rows_of_the_last_smaller_batch_too() -> N
     """Weight stays 1 without a learning rate, so a step's loss is the mean of its row numbers."""
     engine = LocalTrain(OneNumber(), OptimConfig(lr_warmup_ratio=0), 0.0, 2)
     log = Lines()
-    train = TrainConfig(train_batch_size=3, micro_train_batch_size=2, max_epochs=1)
-    fit(engine, Task(one_number), rows(4), [], train, LogConfig(), log, 0)
+    train = TrainConfig(train_batch_size=3, max_epochs=1)
+    fit(engine, Task(one_number), rows(4), [], train, LogConfig(), log, 0, 2)
     flat = list(chain.from_iterable(tokens for _, tokens in engine.model.seen))
     assert [line["loss"] for line in log.lines] == pytest.approx([sum(flat[:3]) / 3, flat[3]])
 
@@ -141,8 +142,7 @@ def test_the_evaluation_is_the_mean_over_all_tokens_and_leaves_no_gradient(micro
     ]
     model = CausalLM(build())
     engine = LocalTrain(model, OptimConfig(), 0.0, 1)
-    train = TrainConfig(train_batch_size=micro, micro_train_batch_size=micro)
-    got = evaluate(engine, Task(partial(sft_loss, packed=False)), samples, train, pad_token_id=0)["eval_loss"]
+    got = evaluate(engine, Task(partial(sft_loss, packed=False)), samples, micro, pad_token_id=0)["eval_loss"]
     with torch.no_grad():
         log_probs = model(batch).log_probs
     assert got == pytest.approx(-float(log_probs[batch.action_mask].mean()), rel=1e-6)
@@ -165,13 +165,13 @@ def test_the_ranks_share_the_rows_of_a_mini_batch(count: int) -> None:
 
 def test_two_ranks_have_the_evaluation_and_the_gradients_of_one() -> None:
     samples = [Sample(torch.randint(2, 90, (n,)), torch.arange(n) > 1) for n in (5, 9, 3, 7, 4)]
-    train = TrainConfig(train_batch_size=4, micro_train_batch_size=1, max_epochs=1)
+    train = TrainConfig(train_batch_size=4, max_epochs=1)
     objective = partial(sft_loss, packed=False)
 
     def run(rank: int, world: int, model: CausalLM, sum_over_ranks) -> tuple[list[torch.Tensor], list[Metrics]]:
         engine, log = GradientEngine(model, sum_over_ranks), Lines()
         engine.rank, engine.world = rank, world
-        fit(engine, Task(objective), samples, samples[:3], train, LogConfig(), log, 0)
+        fit(engine, Task(objective), samples, samples[:3], train, LogConfig(), log, 0, 1)
         return engine.gradients, log.lines
 
     alone, alone_lines = run(0, 1, CausalLM(build()), lambda x: x)
@@ -199,7 +199,7 @@ def test_a_run_equals_a_plain_torch_loop() -> None:
         order.append(batch)
         return sft_loss(network, batch, packed=False)
 
-    fit(engine, Task(recording), samples, [], train, LogConfig(), log, 0)
+    fit(engine, Task(recording), samples, [], train, LogConfig(), log, 0, 1)
 
     hf = build()
     plain = torch.optim.AdamW(hf.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)

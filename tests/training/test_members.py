@@ -28,10 +28,18 @@ def batch() -> Batch:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("micro", [1, 4, 6])
-def test_forwards_do_not_know_the_micro_batches(batch: Batch, micro: int, packed: bool) -> None:
-    flags = {"micro_rollout_batch_size": micro, "temperature": 0.6, **({"packing_samples": True} if packed else {})}
-    config = steps_of(**flags)
+@pytest.mark.parametrize(
+    "size",
+    [
+        *({"micro_rollout_batch_size": rows} for rows in (1, 4, 6)),
+        *(
+            {"use_dynamic_batch": True, "micro_train_batch_size": 4, "rollout_max_tokens_per_gpu": tokens}
+            for tokens in (1, 12, 100)
+        ),
+    ],
+)
+def test_forwards_do_not_know_the_micro_batches(batch: Batch, size: dict[str, int], packed: bool) -> None:
+    config = steps_of(**size, temperature=0.6, packing_samples=packed)
     policy = CausalLM(build())
     with torch.no_grad():
         log_probs, values, scores = policy(batch, temperature=0.6).log_probs, scorer()(batch, "values"), scorer()(batch)

@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_costs_its_mini_batch_alone(
     results = []
     for rows, loss in ((batch, spoiling(name, 3, value)), (batch.select([0, 1, 4, 5]), objective(name))):
         engine = LocalTrain(model_of(name), OptimConfig(lr_warmup_ratio=0), 1e-3, total_steps=4)
-        metrics = update(engine, rows, loss, train_batch_size=2, micro_batch_size=micro, epochs=1)
+        metrics = update(engine, rows, loss, train_batch_size=2, micro_batch=micro, epochs=1)
         results.append((weights(engine.model), metrics))
     (spoilt, seen), (without, expected) = results
     assert torch.equal(spoilt, without)
@@ -106,7 +106,7 @@ def test_only_the_last_micro_batch_is_marked(batch: Batch, name: str) -> None:
 def test_update_walks_through_the_mini_batches_of_each_epoch(name: str, batch: Batch) -> None:
     """Two epochs of three mini-batches are six steps, each on its own rows alone."""
     engine = GradientEngine(model_of(name))
-    update(engine, batch, objective(name), train_batch_size=2, micro_batch_size=1, epochs=2)
+    update(engine, batch, objective(name), train_batch_size=2, micro_batch=1, epochs=2)
     alone = [one_step(name, batch.select([i, i + 1]), 2)[1] for i in (0, 2, 4)]
     assert len(engine.gradients) == 6
     for got, expected in zip(engine.gradients, [*alone, *alone], strict=True):
@@ -123,7 +123,7 @@ def test_two_ranks_step_through_a_rest_together() -> None:
     """Five rows in mini-batches of four over two ranks: both ranks make two steps, and their sums are one rank's."""
     batch = batch_of("sft", model_of("sft")).select(range(5))
     alone = GradientEngine(model_of("sft"))
-    update(alone, batch, objective("sft"), train_batch_size=4, micro_batch_size=1, epochs=1)
+    update(alone, batch, objective("sft"), train_batch_size=4, micro_batch=1, epochs=1)
     shared, models = batch.with_fillers(2), [model_of("sft"), model_of("sft")]
 
     def rank(number: int, sum_over_ranks):
