@@ -31,6 +31,7 @@ from openrlhf.training.roles import StepStats
 from openrlhf.types import Batch
 
 SEEDS = (0, 1)
+TOKENS = 30
 
 
 def main(models: Path, out: Path, measure: Callable[[Path], Iterable[Row]]) -> None:
@@ -58,12 +59,13 @@ def data_parallel_rows(models: Path, methods: Mapping[str, Method]) -> Iterator[
 
 
 def data_parallel(subject: Subject, seed: int) -> Error:
-    """Eight examples, and seven: then a rank gets one without loss."""
+    """Eight examples, and seven: then a rank gets one without loss. In micro-batches of two, and of 30 tokens."""
     errors = []
     for examples in (8, 7):
         batch = subject.method.examples(seed).select(range(examples * subject.method.rows))
         engine = GradientEngine(subject.model, sum_over_ranks, dist.get_rank(), dist.get_world_size())
-        errors.append(largest_error(subject.step(batch), rank_step(subject, engine, batch)))
+        parts = [rank_step(subject, engine, batch, tokens) for tokens in (None, TOKENS)]
+        errors.append(largest_error(subject.step(batch), *parts))
     return worst(*errors)
 
 
@@ -118,7 +120,7 @@ def planned(method: Method, models: Path, plan: Plan) -> Error:
         frozen = DeepSpeedForward(partial(load_frozen, models, config), config, plan.sharding, offload=False)
     engine = DeepSpeedGradients(partial(method.load, models, config), config, plan.sharding)
     rows = rank_part(batch, engine.rank, engine.world, method.rows)
-    got = [step(method, engine, frozen, rows, 2, packed) for packed in plan.packed]
+    got = [step(method, engine, frozen, rows, 2, packed, tokens) for packed in plan.packed for tokens in (None, TOKENS)]
     engine.engine.model.destroy()
     if frozen is not None:
         frozen.model.destroy()

@@ -36,6 +36,13 @@ def micro_batches(subject: Subject, seed: int) -> Error:
     return largest_error(subject.step(batch), *parts)
 
 
+def token_budgets(subject: Subject, seed: int) -> Error:
+    """Of rows of 3 to 20 tokens, 15 leaves some alone and 60 puts several together."""
+    batch = subject.method.examples(seed)
+    parts = [subject.step(batch, packed=packed, tokens=tokens) for tokens in (15, 60) for packed in (False, True)]
+    return largest_error(subject.step(batch, micro=1), *parts)
+
+
 def packing(subject: Subject, seed: int) -> Error:
     batch = subject.method.examples(seed)
     one_by_one = subject.step(batch, micro=1)
@@ -106,6 +113,7 @@ def poison(subject: Subject, seed: int) -> Error:
 
 STATEMENTS: dict[str, Statement] = {
     "I1": Statement("micro-batches of 1, 2, 3, 8 = the whole mini-batch", 1e-6, micro_batches),
+    "I1, tokens": Statement("micro-batches of 15 and 60 tokens = one by one", 1e-6, token_budgets),
     "I3": Statement("packed = padded = one by one", 1e-5, packing),
     "I3, left": Statement("padded on the left = on the right", 1e-5, left_padding),
     "I4": Statement("head in chunks of 1, 2, 5, 1000 tokens = softmax of full logits", 1e-5, chunked_head),

@@ -16,6 +16,7 @@ from certificate.methods import Method
 from openrlhf.backends.local import LocalForward
 from openrlhf.config.groups import ModelConfig
 from openrlhf.training.fit import rank_part
+from openrlhf.training.micro_batches import TokenBudget
 from openrlhf.training.roles import ForwardEngine, TrainEngine
 from openrlhf.training.update import optimizer_step
 from openrlhf.types import Batch, Metrics
@@ -50,8 +51,15 @@ class Subject:
     model: nn.Module
     frozen: ForwardEngine | None
 
-    def step(self, batch: Batch, micro: int = WHOLE, packed: bool = False, model: nn.Module | None = None) -> Outcome:
-        return step(self.method, GradientEngine(model or self.model), self.frozen, batch, micro, packed)
+    def step(
+        self,
+        batch: Batch,
+        micro: int = WHOLE,
+        packed: bool = False,
+        model: nn.Module | None = None,
+        tokens: int | None = None,
+    ) -> Outcome:
+        return step(self.method, GradientEngine(model or self.model), self.frozen, batch, micro, packed, tokens)
 
 
 def load_subject(method: Method, folder: Path) -> Subject:
@@ -63,25 +71,38 @@ def load_subject(method: Method, folder: Path) -> Subject:
 subject = cache(load_subject)
 
 
-def rank_step(subject: Subject, engine: KeepsGradients, batch: Batch) -> Outcome:
-    """One of several ranks' part in a step on ``batch``, in micro-batches of two examples."""
+def rank_step(subject: Subject, engine: KeepsGradients, batch: Batch, tokens: int | None = None) -> Outcome:
+    """One of several ranks' part in a step on ``batch``, in micro-batches of two examples or of ``tokens``."""
     rows = rank_part(batch, engine.rank, engine.world, subject.method.rows)
-    return step(subject.method, engine, subject.frozen, rows, 2, packed=False)
+    return step(subject.method, engine, subject.frozen, rows, 2, False, tokens)
 
 
 def step(
-    method: Method, engine: KeepsGradients, frozen: ForwardEngine | None, batch: Batch, micro: int, packed: bool
+    method: Method,
+    engine: KeepsGradients,
+    frozen: ForwardEngine | None,
+    batch: Batch,
+    micro: int,
+    packed: bool,
+    tokens: int | None = None,
 ) -> Outcome:
-    """Measure, then one optimizer step, all in micro-batches of ``micro`` examples."""
+    """Measure in micro-batches of ``micro`` examples, then one optimizer step in the same or in those of ``tokens``."""
     ready = method.prepare(batch, engine, frozen, micro, packed)
-    return prepared_step(method, engine, frozen, ready, micro, packed)
+    return prepared_step(method, engine, frozen, ready, micro, packed, tokens)
 
 
 def prepared_step(
-    method: Method, engine: KeepsGradients, frozen: ForwardEngine | None, batch: Batch, micro: int, packed: bool
+    method: Method,
+    engine: KeepsGradients,
+    frozen: ForwardEngine | None,
+    batch: Batch,
+    micro: int,
+    packed: bool,
+    tokens: int | None = None,
 ) -> Outcome:
     objective = method.objective(None if frozen is None else frozen.model, packed)
-    metrics = optimizer_step(engine, batch, objective, micro * method.rows, method.weigh)
+    size = micro * method.rows if tokens is None else TokenBudget(tokens, packed, method.rows)
+    metrics = optimizer_step(engine, batch, objective, size, method.weigh)
     return Outcome(engine.gradients.pop(), metrics)
 
 

@@ -56,9 +56,10 @@ def reward_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def configure(tiny_folder: Path, reward_folder: Path, extra: str) -> PPOConfig:
+    micro = "" if "--use_dynamic_batch" in extra else "--micro_train_batch_size 2"
     flags = (
         f"--pretrain {tiny_folder} --reward_pretrain {reward_folder} --prompt_data unused --normalize_reward "
-        f"--rollout_batch_size {ROWS} --train_batch_size 4 --micro_train_batch_size 2 --micro_rollout_batch_size 2 "
+        f"--rollout_batch_size {ROWS} --train_batch_size 4 --micro_rollout_batch_size 2 {micro} "
         "--prompt_max_len 16 --generate_max_len 16 --actor_learning_rate 1e-3 --critic_learning_rate 1e-3 "
         f"--max_epochs 2 {extra}"
     )
@@ -112,20 +113,22 @@ PLACEMENTS = {
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 1 "
         "--reward_num_gpus_per_node 1 --vllm_num_engines 1"
     ),
-    "pairs together on rings of two, ZeRO-3, packed": (
+    "pairs together on rings of two, ZeRO-3, packed by tokens": (
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
         "--reward_num_gpus_per_node 2 --vllm_num_engines 1 --colocate_actor_ref --colocate_critic_reward "
-        "--zero_stage 3 --packing_samples --ring_attn_size 2"
+        "--zero_stage 3 --packing_samples --ring_attn_size 2 --use_dynamic_batch --train_max_tokens_per_gpu 9"
     ),
     "pairs together with sleeps, two workers a model, ZeRO-2": (
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
         "--reward_num_gpus_per_node 2 --vllm_num_engines 1 --colocate_actor_ref --colocate_critic_reward "
         "--deepspeed_enable_sleep --ds_tensor_parallel_size 2"
     ),
-    "all together with sleeps, two engines, ZeRO-3": (
+    # Of rows of 6, 7, 8 and 9 tokens one worker has 9 and 6, which do not fit, the other 8 and 7, which do.
+    "all together with sleeps, two engines, ZeRO-3, padded by tokens": (
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
         "--reward_num_gpus_per_node 2 --vllm_num_engines 2 --colocate_all_models --vllm_enable_sleep "
-        "--deepspeed_enable_sleep --zero_stage 3"
+        "--deepspeed_enable_sleep --zero_stage 3 --use_dynamic_batch --train_max_tokens_per_gpu 16 "
+        "--rollout_max_tokens_per_gpu 30"
     ),
 }
 

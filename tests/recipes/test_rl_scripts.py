@@ -105,8 +105,8 @@ class Case:
 
 
 GROUPS = Case(shows=("kl_coef",), lacks=("critic_loss",))
-# One of each kind; the well-known command below stands for the hybrid engine with a reward model. The flags of all of
-# them are read by the tests of the documentation.
+# The well-known command below stands for the hybrid engine with a critic. The flags of all scripts
+# are read by the tests of the documentation.
 CASES = {
     "train_ppo_llama_ray.sh": Case(),
     "train_ppo_llama_ray_ring.sh": Case(workers=2),
@@ -114,6 +114,9 @@ CASES = {
     "train_ppo_llama_with_reward_fn.sh": Case(reward="file"),
     "train_reinforce_baseline_llama_ray_hybrid_engine.sh": GROUPS,
     "train_grpo_llama_ray.sh": GROUPS,
+    "train_grpo_ray_hybrid_engine.sh": Case(reward="file", shows=("kl_coef",), lacks=("critic_loss",)),
+    "train_reinforce_llama_ray.sh": GROUPS,
+    "train_reinforce_llama_ray_hybrid_engine.sh": GROUPS,
 }
 
 
