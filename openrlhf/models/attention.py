@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -26,6 +27,26 @@ from transformers.masking_utils import sdpa_mask
 from openrlhf.models.ring_attention import Slice, attend_over_ring
 
 NAME = "openrlhf"
+
+
+class KeysReady(Exception):
+    """Leaves a layer as soon as its keys and values are known."""
+
+
+@dataclass
+class Keys:
+    """Keys and values of one run through a layer for the queries of the next."""
+
+    known: tuple[Tensor, Tensor] | None = None
+
+    def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the first run. Raises KeysReady in that run."""
+        if self.known is None:
+            self.known = key, value
+            raise KeysReady
+        return self.known
+
+
 _mask_wanted: ContextVar[bool] = ContextVar("mask_wanted", default=True)
 
 
@@ -53,12 +74,15 @@ def attend(
     max_length_q: int | None = None,
     max_length_k: int | None = None,
     ring_slice: Slice | None = None,
+    keys: Keys | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The attention function as Transformers calls it: query (B, heads, T, D), key and value (B, kv_heads, T, D).
 
     Returns (B, T, heads, D). Raises ValueError for a variant of attention that packing does not know.
     """
+    if keys is not None:
+        key, value = keys.exchange(key, value)
     if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **options

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from openrlhf.models.attention import no_attention_mask
 from openrlhf.models.experts import Balance, balance, experts_per_token, record_of
 from openrlhf.models.ring_attention import Ring, cut
+from openrlhf.models.row_ends import Ends, last_layer, only_at
 from openrlhf.types import Batch
 
 Options = dict[str, Any]  # further arguments of the decoder
@@ -45,6 +46,28 @@ def decode(decoder: nn.Module, batch: Batch, packed: bool, ring: Ring | None = N
         elements = balance(output.router_logits, top_k, slots, mask & hidden.here(slots), batch.lengths, ring)
         record.balances.append(Balance(elements, mask))
     return hidden
+
+
+def decode_ends(decoder: nn.Module, batch: Batch, packed: bool, ring: Ring | None = None) -> tuple[Tensor, Tensor]:
+    """The state at the last attended token of each row, (M, H), and which rows have one here, (B,) bool."""
+    mask = batch.attention_mask
+    columns = torch.arange(mask.shape[1], device=mask.device).mul(mask).argmax(1)[:, None]
+    layer = None if ring is not None or record_of(decoder) is not None else last_layer(decoder)
+    if layer is None:
+        hidden = decode(decoder, batch, packed, ring)
+        slots = hidden.slots.gather(1, columns).squeeze(1)
+        here = hidden.here(slots)
+        return hidden.states[slots[here]], here
+    if packed:
+        here = mask.any(dim=1)
+        slots = batch.lengths.cumsum(0)[here][None] - 1
+        ends = Ends(torch.zeros_like(slots), slots, nn.functional.pad(here.cumsum(0), (1, 0)).to(torch.int32))
+    else:
+        here = torch.ones_like(mask[:, 0])
+        ends = Ends(torch.arange(len(mask), device=mask.device)[:, None], columns)
+    with only_at(layer, ends):
+        output, _ = (_decode_packed if packed else _decode_padded)(decoder, batch, {})
+    return output.last_hidden_state.flatten(0, 1), here
 
 
 def _decode_padded(decoder: nn.Module, batch: Batch, options: Options) -> tuple[Any, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from openrlhf.models.packing import before, decode, predicted_here, spread
+from openrlhf.models.packing import before, decode, decode_ends, predicted_here, spread
 from openrlhf.models.ring_attention import Ring, together
 from openrlhf.types import Batch
 
@@ -40,13 +40,11 @@ class ScoreModel(nn.Module):
 
         A row without any attended token has no score; it reads another token's, or 0.
         """
-        hidden = decode(self.hf.base_model, batch, packed, self.ring)
         if what == "scores":
-            last = torch.arange(batch.tokens.shape[1], device=batch.tokens.device).mul(batch.attention_mask).argmax(1)
-            slots = hidden.slots.gather(1, last[:, None]).squeeze(1)
-            here = hidden.here(slots)
-            scores = self._head(hidden.states[slots[here]], self.normalize and not self.training)
+            states, here = decode_ends(self.hf.base_model, batch, packed, self.ring)
+            scores = self._head(states, self.normalize and not self.training)
             return together(spread(scores, here), self.ring)
+        hidden = decode(self.hf.base_model, batch, packed, self.ring)
         chosen = predicted_here(hidden, batch)
         return together(spread(self._head(before(hidden, chosen), self.normalize), chosen), self.ring)
 
