@@ -1,7 +1,8 @@
 """From hidden states to log-probabilities and entropies, a chunk of tokens at a time.
 
-The logits of a whole micro-batch never exist: at a vocabulary of 150,000 they would be the largest thing in memory. The
-backward pass computes each chunk's logits again, unless there is one chunk only: that is kept.
+The logits of a whole micro-batch never exist: at a vocabulary of 150,000 they would be the largest thing in memory.
+Of the first ones, as many as a fixed amount of memory holds are kept for the backward pass, which computes the others
+again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 # Logits in one chunk, 128 and 32 MiB in float32: few enough to be small beside the model, enough for wide products.
 CHUNK_ELEMENTS = {"cuda": 2**25, "cpu": 2**23}
+# Logits kept, 1 GiB and 192 MiB in float32: they save the backward pass one of its three products.
+KEPT_ELEMENTS = {"cuda": 2**28, "cpu": 3 * 2**24}
 
 Scores = tuple[Tensor, Tensor | None]
 T = TypeVar("T")
@@ -47,11 +50,12 @@ def score_tokens(
 ) -> Scores:
     """log softmax(logits / temperature) at ``targets`` (M,) and, if asked, the entropy of that softmax (M,).
 
-    ``states`` (M, H); ``chunk_elements`` bounds the logits alive at once. Results are float32 (float64 for a float64
-    model) and differentiable.
+    ``states`` (M, H). ``chunk_elements`` bounds the logits of a chunk, and those that are kept to one chunk. Results
+    are float32 (float64 for a float64 model) and differentiable.
     """
+    kept_elements = chunk_elements or KEPT_ELEMENTS[states.device.type]
     chunk_elements = chunk_elements or CHUNK_ELEMENTS[states.device.type]
-    options = _Options(logit_map, 1.0 / temperature, entropy, chunk_elements)
+    options = _Options(logit_map, 1.0 / temperature, entropy, chunk_elements, kept_elements)
 
     def fused(states: Tensor) -> Scores:
         return _LinearScores.apply(states, head.weight, head.bias, targets, options)
@@ -87,9 +91,15 @@ class _Options:
     inverse_temperature: float
     entropy: bool
     chunk_elements: int
+    kept_elements: int
 
     def rows(self, vocabulary: int) -> int:
         return max(1, self.chunk_elements // vocabulary)
+
+    def kept_rows(self, vocabulary: int, count: int) -> int:
+        """How many of ``count`` rows are kept: all of them, or whole chunks from the first on."""
+        rows = self.kept_elements // vocabulary
+        return count if rows >= count else rows - rows % self.rows(vocabulary)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -139,20 +149,20 @@ class _LinearScores(torch.autograd.Function):
         log_probs = states.new_empty(count, dtype=_wide(states.dtype))
         normaliser = torch.empty_like(log_probs)
         entropies = torch.empty_like(log_probs) if options.entropy else None
-        keep = ctx.needs_input_grad[0] and options.logit_map.cap is None and count <= options.rows(len(weight))
-        kept: Tensor | None = None
-        for part, logits in _each_chunk(states, weight, bias, options):
+        keep = options.kept_rows(len(weight), count) if ctx.needs_input_grad[0] else 0
+        kept = states.new_empty(keep, len(weight), dtype=log_probs.dtype)
+        for part, logits in _each_chunk(states, weight, bias, options, kept):
             chosen = logits.gather(1, targets[part, None]).squeeze(1)
             top = logits.amax(dim=1)
             logits.sub_(top[:, None])
-            p = logits.exp() if options.entropy or keep else logits.exp_()
+            p = logits.exp() if options.entropy or part.stop <= keep else logits.exp_()
             total = p.sum(dim=1)
             normaliser[part] = total.log().add_(top)
             log_probs[part] = chosen - normaliser[part]
             if entropies is not None:
                 entropies[part] = total.log() - torch.linalg.vecdot(p, logits) / total
-            if keep:
-                kept = logits.sub_(total.log()[:, None])
+            if part.stop <= keep:
+                logits.sub_(total.log()[:, None])
         ctx.save_for_backward(states, weight, bias, targets, normaliser, entropies, kept)
         ctx.options = options
         ctx.set_materialize_grads(False)
@@ -170,10 +180,8 @@ class _LinearScores(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
         cap = options.logit_map.cap
-        again = _each_chunk(states, weight, bias, options) if kept is None else [(slice(len(states)), kept)]
-        for part, logits in again:
-            slope = None if cap is None else _slope(logits, cap, options)
-            log_p = logits.sub_(normaliser[part, None]) if kept is None else kept
+        for part, log_p in _each_log_softmax(states, weight, bias, options, kept, normaliser):
+            slope = None if cap is None else _slope(log_p + normaliser[part, None], cap, options)
             # d log p(y) / d logit_j = [j = y] − p_j ; d entropy / d logit_j = −p_j (log p_j + entropy).
             # Row factors that all j share are put on the (rows, H) side of the products, not on the logits.
             if entropy_grad is None:
@@ -205,16 +213,30 @@ class _LinearScores(torch.autograd.Function):
         )
 
 
-def _each_chunk(
-    states: Tensor, weight: Tensor, bias: Tensor | None, options: _Options
+def _each_log_softmax(
+    states: Tensor, weight: Tensor, bias: Tensor | None, options: _Options, kept: Tensor, normaliser: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yields (slice of rows, their final logits / temperature), in one buffer that is written over each time."""
-    rows = min(options.rows(len(weight)), max(1, len(states)))
-    buffer = states.new_empty(rows, len(weight), dtype=_wide(states.dtype))
-    for start in range(0, len(states), rows):
-        part = slice(start, min(start + rows, len(states)))
-        logits = buffer[: part.stop - part.start]
-        if states.dtype == buffer.dtype:
+    """Yields (slice of rows, their log softmax): first the ``kept`` ones, then those that are computed again."""
+    for start in range(0, len(kept), options.rows(len(weight))):
+        part = slice(start, min(start + options.rows(len(weight)), len(kept)))
+        yield part, kept[part]
+    for part, logits in _each_chunk(states, weight, bias, options, kept, start=len(kept)):
+        yield part, logits.sub_(normaliser[part, None])
+
+
+def _each_chunk(
+    states: Tensor, weight: Tensor, bias: Tensor | None, options: _Options, kept: Tensor, start: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (slice of rows, their final logits / temperature) from row ``start`` on.
+
+    Rows that ``kept`` has are written there, the others to one buffer that is written over each time.
+    """
+    rows = options.rows(len(weight))
+    buffer = kept.new_empty(max(0, min(rows, len(states) - len(kept))), len(weight))
+    for at in range(start, len(states), rows):
+        part = slice(at, min(at + rows, len(states)))
+        logits = kept[part] if part.stop <= len(kept) else buffer[: part.stop - part.start]
+        if states.dtype == logits.dtype:
             torch.mm(states[part], weight.t(), out=logits)
         else:
             logits.copy_(torch.mm(states[part], weight.t()))

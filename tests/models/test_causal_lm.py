@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openrlhf.models import attention
+from openrlhf.models import attention, head
 from openrlhf.models.causal_lm import CausalLM, TokenScores
 from openrlhf.types import Batch
 from tests.models.helpers import FAMILIES, VOCAB, build, make_batch
@@ -83,8 +83,8 @@ def test_families_packed_padded_and_one_by_one(family: str) -> None:
     hf, batch = build(family), make_batch()
     expected = reference(hf, batch)
     want = gradients(hf, expected)
-    for packed in (False, True):
-        got = CausalLM(hf)(batch, entropy=True, packed=packed)
+    for packed, rows in [(False, 1000), (True, 1000), (True, 3)]:
+        got = CausalLM(hf, chunk_elements=rows * VOCAB)(batch, entropy=True, packed=packed)
         torch.testing.assert_close(got.log_probs, expected.log_probs, rtol=0, atol=1e-10)
         assert_same(gradients(hf, got), want, atol=ATOL.get(family, 1e-10))
 
@@ -115,6 +115,20 @@ def test_chunk_size_does_not_matter(rows: int) -> None:
     parts = CausalLM(hf, chunk_elements=rows * VOCAB)(batch, temperature=0.7, entropy=True)
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-12)
     assert_same(gradients(hf, whole), gradients(hf, parts), atol=1e-11)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 1000])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_how_many_logits_are_kept_does_not_matter(kept: int, entropy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks of 3 tokens."""
+    hf, batch = build("gemma3, window 3, capped"), make_batch()
+    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 3 * VOCAB)
+    monkeypatch.setitem(head.KEPT_ELEMENTS, "cpu", kept * VOCAB)
+    expected = reference(hf, batch, temperature=0.7)
+    got = CausalLM(hf)(batch, temperature=0.7, entropy=entropy)
+    torch.testing.assert_close(got.log_probs, expected.log_probs, rtol=0, atol=1e-10)
+    wanted = expected if entropy else expected._replace(entropy=None)
+    assert_same(gradients(hf, got), gradients(hf, wanted), atol=ATOL["gemma3, window 3, capped"])
 
 
 class WrappedHead(nn.Module):
