@@ -296,7 +296,7 @@ FAULTS = (
         "smaller batches; other rows are refused",
         (
             "data/test_sampler.py::test_a_data_set_smaller_than_the_batch",
-            f"{RESUME}test_a_checkpoint_of_another_run_is_refused_naming_what_differs[max_samples-changed2]",
+            f"{RESUME}test_a_checkpoint_of_another_run_is_refused_naming_what_differs",
             f"{RESUME}test_rows_in_another_order_are_another_data_set",
         ),
     ),
