@@ -23,6 +23,7 @@ SIGNAL = RESUME_RL + "test_a_signal_stops_after_the_step"
 KILLED = RESUME_RL + "test_a_killed_run_goes_on"
 DAMAGED = RESUME + "test_a_damaged_checkpoint_is_passed_over_for_the_one_before"
 ISOLATED, SKIPS = "rollout/test_isolated.py::", "recipes/test_skips.py::"
+TROUBLED = "faults/test_reward_server.py::test_troubles_that_pass_change_no_number"
 SAME = "the next process goes on bit for bit"
 ENGINES = "the tests of engines and ranks that die or hang are not here yet"
 
@@ -172,23 +173,30 @@ FAULTS = (
     Fault(
         "R27",
         "the reward server refuses connections for a while",
-        "it is asked again with growing pauses",
-        (f"{HTTP}test_a_server_that_starts_later_is_found",),
+        "it is asked again with growing pauses; bit for bit",
+        (TROUBLED, f"{HTTP}test_a_server_that_starts_later_is_found"),
     ),
     Fault(
-        "R28", "the reward server answers 503 with Retry-After", "as R27", (f"{HTTP}test_what_passes_is_asked_again",)
+        "R28",
+        "the reward server answers 503 with Retry-After",
+        "as R27",
+        (TROUBLED, f"{HTTP}test_what_passes_is_asked_again"),
     ),
     Fault(
         "R29",
         "the reward server answers byte by byte",
-        "the time for a request is kept",
-        (f"{HTTP}test_what_does_not_pass_ends_in_time",),
+        "as R27; the time for a request is kept",
+        (
+            TROUBLED,
+            f"{HTTP}test_what_does_not_pass_ends_in_time",
+        ),
     ),
     Fault(
         "R30",
         "the reward server is down for good",
         "its samples are left out of their groups, or the run ends with a sentence",
         (
+            "faults/test_reward_server.py::test_without_one_of_two_servers_a_run_learns_from_the_others_samples",
             f"{HTTP}test_what_does_not_pass_ends_in_time",
             f"{HTTP}test_nobody_there",
             "rollout/test_collect.py::test_samples_whose_reward_failed_are_left_out",
@@ -199,12 +207,13 @@ FAULTS = (
     Fault(
         "R31",
         "52 wrong answers of a reward server",
-        "a sentence names address, field and value; nothing counts as 0",
+        "a sentence names address, field and value; nothing counts as 0; under 64 MiB of memory",
         (
             f"{HTTP}test_a_wrong_answer_names_the_address_the_field_and_the_value",
             f"{HTTP}test_what_is_wrong_is_not_asked_again",
             f"{HTTP}test_what_passes_is_asked_again",
             f"{HTTP}test_an_answer_that_is_too_large_is_read_no_further",
+            "faults/test_reward_server.py::test_no_answer_takes_much_memory",
         ),
     ),
     Fault(

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,88 +12,9 @@ import pytest
 from openrlhf.rollout import http
 from openrlhf.rollout.http import check_addresses, http_rewards, read_answer
 from openrlhf.rollout.rewards import RewardFailed, Rewards
+from tests.rollout.server import HEAD, Answer, cut_off, lengths, never, nobody, says, serving, slowly
 
-Answer = Callable[[socket.socket, dict[str, Any]], None]
 URL = "http://127.0.0.1:9/get_reward"
-
-
-class Server:
-    """Answers the n-th request with ``answers[n]``, and the last one from then on."""
-
-    def __init__(self, *answers: Answer) -> None:
-        self.answers = list(answers)
-        self.heads: list[str] = []
-        self.asked: list[dict[str, Any]] = []
-        self.lock = threading.Lock()
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/get_reward"
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                connection, _ = self.socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb") as stream:
-            try:
-                head = ""
-                while (line := stream.readline().decode()) not in ("\r\n", ""):
-                    head += line
-                length = int(head.lower().partition("content-length: ")[2].split()[0])
-                body = json.loads(stream.read(length))
-                with self.lock:
-                    self.heads.append(head)
-                    self.asked.append(body)
-                    answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                answer(connection, body)
-            except (OSError, IndexError):
-                pass  # the client is gone
-
-
-@contextmanager
-def serving(*answers: Answer) -> Iterator[Server]:
-    server = Server(*answers)
-    try:
-        yield server
-    finally:
-        server.socket.close()
-
-
-def says(body: bytes | str, status: str = "200 OK", head: str = "") -> Answer:
-    content = body if isinstance(body, bytes) else body.encode()
-
-    def answer(connection: socket.socket, asked: dict[str, Any]) -> None:
-        connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n{head}\r\n".encode() + content)
-
-    return answer
-
-
-def lengths(connection: socket.socket, asked: dict[str, Any]) -> None:
-    rewards = [len(query) for query in asked["query"]]
-    body = {
-        "rewards": rewards,
-        "scores": [0.5] * len(rewards),
-        "extra_logs": {"label": [float(x) for x in asked["labels"]]},
-    }
-    says(json.dumps(body))(connection, asked)
-
-
-def slowly(content: bytes) -> Answer:
-    def answer(connection: socket.socket, asked: dict[str, Any]) -> None:
-        for byte in content:
-            connection.sendall(bytes([byte]))
-            time.sleep(0.02)
-
-    return answer
-
-
-def never(connection: socket.socket, asked: dict[str, Any]) -> None:
-    connection.settimeout(60)
-    connection.recv(1)
 
 
 @pytest.fixture(autouse=True)
@@ -138,10 +54,6 @@ def test_a_token_is_sent() -> None:
         assert "authorization" not in server.heads[1].lower()
 
 
-def cut_off(connection: socket.socket, asked: dict[str, Any]) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{")
-
-
 def hang_up(connection: socket.socket, asked: dict[str, Any]) -> None: ...
 
 
@@ -167,27 +79,8 @@ def test_what_passes_is_asked_again(trouble: Answer) -> None:
 
 
 def test_a_server_that_starts_later_is_found() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    later: list[Server] = []
-
-    def start() -> None:
-        server = Server(lengths)
-        server.socket.close()
-        server.socket = socket.create_server(("127.0.0.1", port))
-        threading.Thread(target=server._listen, daemon=True).start()
-        later.append(server)
-
-    timer = threading.Timer(0.5, start)
-    timer.start()
-    try:
-        assert ask([f"http://127.0.0.1:{port}/get_reward"]).rewards == [0.0, 1.0]
-    finally:
-        timer.join(timeout=60)
-        later[0].socket.close()
-
-
-HEAD = b"HTTP/1.1 200 OK\r\n"
+    with serving(lengths, later_s=0.5) as server:
+        assert ask([server.url]).rewards == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -218,10 +111,8 @@ def test_what_does_not_pass_ends_in_time(trouble: Answer, reason: str, drop: boo
 
 
 def test_nobody_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with pytest.raises(RewardFailed, match=f":{port}/ gave no rewards within 0.3 s: .*"):
-        ask([f"http://127.0.0.1:{port}/"], timeout_s=0.3)
+    with nobody() as url, pytest.raises(RewardFailed, match=f"{url} gave no rewards within 0.3 s: .*"):
+        ask([url], timeout_s=0.3)
 
 
 def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
