@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TypeVar
 
 import openrlhf
+from openrlhf.cli.output import spare_output
 
 C = TypeVar("C")
 PACKAGE = Path(openrlhf.__file__).parent
@@ -24,6 +25,7 @@ def run_command(run: Callable[[C], None], config: C) -> None:
     """
     from openrlhf.training.checkpoints import Stopped  # here, so that --help does not wait for torch
 
+    spare_output()
     try:
         run(config)
     except Stopped:

@@ -6,8 +6,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -26,6 +27,8 @@ SCREEN = (
 
 
 class Sink(Protocol):
+    name: str
+
     def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
@@ -70,7 +73,7 @@ class RunLog:
             self._write(self.file, {"step": step, **metrics})
             tqdm.write(screen_line(step, metrics))
             for sink in self.sinks:
-                sink.write(step, metrics)
+                self._spare(partial(sink.write, step, metrics), sink.name)
 
     def skipped(self, step: int, model: str, rows: Sequence[int]) -> None:
         """An optimizer step that was left out, and the rows of its mini-batch, into ``skipped.jsonl``."""
@@ -82,11 +85,14 @@ class RunLog:
         tqdm.write(f"step {step}: SKIPPED an optimizer step of the {model}, its loss or gradient is not finite")
 
     def _write(self, file: TextIO, line: Mapping[str, Any]) -> None:
+        self._spare(lambda: file.write(json.dumps(line) + "\n"), Path(file.name).name)
+
+    def _spare(self, write: Callable[[], Any], name: str) -> None:
         """A disk that is full must not end the training."""
         try:
-            file.write(json.dumps(line) + "\n")
+            write()
         except OSError as error:
-            tqdm.write(f"{Path(file.name).name} could not be written ({error.strerror}); training goes on")
+            tqdm.write(f"{name} could not be written ({error.strerror}); training goes on")
 
     def close(self) -> None:
         if self.bar is not None:
@@ -96,7 +102,7 @@ class RunLog:
                 with suppress(OSError):  # the last lines on a disk that is full
                     file.close()
         for sink in self.sinks:
-            sink.close()
+            self._spare(sink.close, sink.name)
 
 
 class Phases:
@@ -178,6 +184,8 @@ def _sinks(folder: Path, config: LogConfig, resolved: Mapping[str, Any], done: i
 
 
 class TensorBoardSink:
+    name = "TensorBoard"
+
     def __init__(self, folder: Path, done: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -195,6 +203,8 @@ class TensorBoardSink:
 
 class WandbSink:
     """``--use_wandb`` holds the API key, or ``true`` when the machine is logged in already."""
+
+    name = "W&B"
 
     def __init__(self, folder: Path, config: LogConfig, resolved: Mapping[str, Any], names: Mapping[str, str]) -> None:
         try:

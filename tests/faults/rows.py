@@ -159,7 +159,11 @@ FAULTS = (
         "R25",
         "no room on the disk for logs",
         "training goes on",
-        ("training/test_log.py::test_a_full_disk_does_not_end_the_run",),
+        (
+            "training/test_log.py::test_a_full_disk_does_not_end_the_run",
+            "training/test_log.py::test_tensorboard_on_a_full_disk_does_not_end_the_run",
+            "cli/test_output.py::test_nothing_is_said_and_nothing_ends",
+        ),
     ),
     Fault(
         "R26",

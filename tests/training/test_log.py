@@ -1,5 +1,6 @@
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,23 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, capsys):
         log.step(step, {"loss": 1.0})
     log.close()
     assert "metrics.jsonl could not be written (No space left on device)" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs the device that is always full")
+def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    log = RunLog(tmp_path, LogConfig(use_tensorboard=str(tmp_path / "tb"), wandb_run_name="began"), {})
+    log.sinks[0].writer.flush()
+    (events,) = (tmp_path / "tb").rglob("events*")
+    events.unlink()
+    events.symlink_to("/dev/full")
+    for step in range(1, 20):
+        log.step(step, {"loss": 1.0})
+        with suppress(OSError):
+            log.sinks[0].writer.flush()
+    log.close()
+    assert "TensorBoard could not be written (No space left on device)" in capsys.readouterr().out
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 19
 
 
 def test_a_name_outside_the_table_is_refused(tmp_path):
