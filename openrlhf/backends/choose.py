@@ -32,6 +32,12 @@ def choose_train_engine(
         from openrlhf.backends.deepspeed import DeepSpeedTrain
 
         return DeepSpeedTrain(build, model, optim, train, sharding, learning_rate, total_steps)
+    check_alone(model, sharding)
+    return LocalTrain(build().to(_device()), optim, learning_rate, total_steps, model.bf16)
+
+
+def check_alone(model: ModelConfig, sharding: DeepSpeedConfig) -> None:
+    """Raise ValueError when a single process is asked for what only several, or DeepSpeed, can do."""
     if (ranks := model.ring_attn_size) > 1:
         raise ValueError(
             f"--ring_attn_size {ranks} needs {ranks} processes: start the module with "
@@ -42,7 +48,6 @@ def choose_train_engine(
             f"{', '.join(changed)} needs DeepSpeed: start the module with `deepspeed --module` "
             "(or torchrun -m) instead of python"
         )
-    return LocalTrain(build().to(_device()), optim, learning_rate, total_steps, model.bf16)
 
 
 def choose_forward_engine(

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from openrlhf.backends.choose import choose_train_engine
+from openrlhf.backends.choose import check_alone, choose_train_engine
+from openrlhf.check.disk import check_disk
+from openrlhf.check.packages import check_packages
 from openrlhf.cli.process import check_folders, prepare_process
 from openrlhf.config.commands import DPOConfig, KDConfig, KTOConfig, PRMConfig, RMConfig, SFTConfig
 from openrlhf.config.identity import decisive
@@ -18,6 +20,7 @@ from openrlhf.data.preview import print_lengths, print_samples, terminal
 from openrlhf.data.reader import Reader
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.value_head import ScoreModel
+from openrlhf.models.vocabulary import load_policy_tokenizer
 from openrlhf.training.checkpoint_part import EnginePart, EngineTeam
 from openrlhf.training.checkpoints import Checkpoints
 from openrlhf.training.fit import Task, fit, total_steps
@@ -48,15 +51,26 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def start(config: Supervised) -> None:
-    """What a command does before it reads or loads anything: seeds, and folders that can be written.
+def start(config: Supervised) -> Any:
+    """What a command does before it reads rows or loads a model: seeds, and the cheap part of `openrlhf check`.
 
-    A preview writes nothing. Raises ValueError naming the flag of a folder that cannot be written.
+    Returns the tokenizer of ``--pretrain``. A preview writes nothing. Raises ValueError naming the flag of a folder
+    that cannot be written or has no room for the run, and ImportError for a package that is missing.
     """
     prepare_process(config.train)
-    if is_first() and not config.data.preview:
+    writes = is_first() and not config.data.preview
+    if not config.data.preview:
+        launched = "WORLD_SIZE" in os.environ
+        if not launched:
+            check_alone(config.model, config.deepspeed)
+        check_packages(config, launched)
+    if writes:
         check_folders(config.checkpoint)
         write_yaml(config, Path(config.checkpoint.save_path) / "run_config.yaml")
+    tokenizer = load_policy_tokenizer(config.model)
+    if writes:
+        check_disk(config)
+    return tokenizer
 
 
 def read(config: Supervised, source: Source, reader: Reader) -> tuple[list[Sample], list[Sample]]:

@@ -26,7 +26,7 @@ def run(config: DPOConfig) -> None:
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.config.derived import reference_source
     from openrlhf.models.adapters import with_adapter
-    from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.models.load import load_causal_lm
     from openrlhf.models.vocabulary import check_same_tokens
     from openrlhf.objectives.balance import balanced, each_pair
     from openrlhf.objectives.preference import preference_loss
@@ -36,9 +36,8 @@ def run(config: DPOConfig) -> None:
     from openrlhf.training.update import pair_mean
     from openrlhf.types import Batch
 
-    start(config)
     data, pairs, model, preference = config.data, config.pairs, config.model, config.preference
-    tokenizer = load_tokenizer(model.pretrain, model)
+    tokenizer = start(config)
     check_same_tokens(reference_source(config), "--ref_pretrain", tokenizer, model)
 
     how = reader(config, tokenizer)

@@ -27,16 +27,15 @@ def run(config: KDConfig) -> None:
     from openrlhf.backends.choose import choose_forward_engine
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.models.adapters import with_adapter
-    from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.models.load import load_causal_lm
     from openrlhf.models.teacher import Teacher
     from openrlhf.models.vocabulary import check_same_tokens
     from openrlhf.objectives.balance import balanced, each_token
     from openrlhf.objectives.distillation import kd_loss
     from openrlhf.training.fit import Task
 
-    start(config)
     data, dataset, model, distillation = config.data, config.dataset, config.model, config.distillation
-    tokenizer = load_tokenizer(model.pretrain, model)
+    tokenizer = start(config)
     vocabulary = tokenizer.get_vocab()
     check_same_tokens(distillation.teacher_model, "--teacher_model", tokenizer, model)
 

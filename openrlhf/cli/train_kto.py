@@ -25,7 +25,7 @@ def run(config: KTOConfig) -> None:
     from openrlhf.backends.choose import choose_reference_engine
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.models.adapters import with_adapter
-    from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.models.load import load_causal_lm
     from openrlhf.objectives.balance import balanced, each_labelled
     from openrlhf.objectives.unpaired import kto_loss
     from openrlhf.training.baseline import with_kl_baseline
@@ -34,9 +34,8 @@ def run(config: KTOConfig) -> None:
     from openrlhf.training.update import pair_mean
     from openrlhf.types import Batch
 
-    start(config)
     data, unpaired, model, kto = config.data, config.unpaired, config.model, config.kto
-    tokenizer = load_tokenizer(model.pretrain, model)
+    tokenizer = start(config)
 
     how = reader(config, tokenizer)
     samples, evaluation = read(config, unpaired, how)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import PPOConfig
-from openrlhf.config.derived import critic_source, reward_models, role_sizes, rollouts_ahead
+from openrlhf.config.derived import critic_source, role_sizes, rollouts_ahead
 from openrlhf.config.identity import decisive
 from openrlhf.config.parse import flat, parse, write_yaml
 
@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: PPOConfig) -> None:
     """Prompts → the RL loop → a Hugging Face folder at ``--save_path``."""
+    from openrlhf.check.disk import check_disk
+    from openrlhf.check.packages import check_packages
     from openrlhf.cli.process import check_folders, prepare_process
     from openrlhf.training.roles import gather
     from openrlhf.training.signals import stop_requests
@@ -41,10 +43,12 @@ def run(config: PPOConfig) -> None:
         return
     warn(config)
     folder, kept = Path(config.checkpoint.save_path), config.checkpoint
+    check_packages(config, launched=False)
     check_folders(kept)
     write_yaml(config, folder / "run_config.yaml")
     with session(config):
         tokenizer, prompts = read_prompts(config)
+        check_disk(config)
         evaluation = read_evaluation(config, tokenizer)
         with (
             start_roles(config, tokenizer, optimizer_steps(config, len(prompts))) as roles,
@@ -113,15 +117,17 @@ def warn(config: PPOConfig) -> None:
 
 def read_prompts(config: PPOConfig) -> tuple[Any, list[Prompt]]:
     """The tokenizer and the prompts. Raises ValueError naming the flag and the row."""
-    from openrlhf.models.load import load_tokenizer
-    from openrlhf.models.vocabulary import check_same_tokens
+    from openrlhf.check.models import check_engine_length, read_by_others
+    from openrlhf.models.vocabulary import check_embedding, check_same_tokens, load_policy_tokenizer
 
     sources = config.prompts
-    tokenizer = load_tokenizer(config.model.pretrain, config.model)
+    tokenizer = load_policy_tokenizer(config.model)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"--pretrain {config.model.pretrain}: its tokenizer has no eos token to end a response")
-    for flag, path in readers(config):
-        check_same_tokens(path, flag, tokenizer, config.model)
+    for role in read_by_others(config):
+        check_same_tokens(role.path, role.flag, tokenizer, config.model)
+        check_embedding(role.path, role.flag, tokenizer, config.model)
+    check_engine_length(config)
     given = (sources.prompt_data, sources.prompt_split, sources.prompt_data_probs)
     return tokenizer, _read(config, tokenizer, "--prompt_data", *given)
 
@@ -152,13 +158,6 @@ def _read(config: PPOConfig, tokenizer: Any, flag: str, names: str, split: str, 
     if report.dropped or report.shortened or config.data.preview:
         print(f"{flag}: {report.line()}")
     return prompts
-
-
-def readers(config: PPOConfig) -> list[tuple[str, str]]:
-    """Flag and source of the models that read the policy's token ids, besides its own reference."""
-    sources = [("--reward_pretrain", path) for path in reward_models(config)]
-    critic = critic_source(config)
-    return sources if critic is None else [*sources, ("--critic_pretrain", critic.path)]
 
 
 def preview(config: PPOConfig) -> None:

@@ -24,15 +24,14 @@ def run(config: PRMConfig) -> None:
     """Solutions with labelled steps → ``fit`` → a Hugging Face folder at ``--save_path``."""
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.models.adapters import with_adapter
-    from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.models.load import load_causal_lm
     from openrlhf.models.step_model import StepModel
     from openrlhf.objectives.balance import balanced, each_token
     from openrlhf.objectives.process import step_loss
     from openrlhf.training.fit import Task
 
-    start(config)
     model = config.model
-    tokenizer = load_tokenizer(model.pretrain, model)
+    tokenizer = start(config)
     labels = step_labels(config, tokenizer)
     how = labelled_reader(config, tokenizer, labels)
     samples, evaluation = read(config, config.process, how)

@@ -26,7 +26,7 @@ def run(config: RMConfig) -> None:
     """Pairs → ``fit`` → mean and std of the scores → a folder for AutoModelForSequenceClassification."""
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.models.adapters import with_adapter
-    from openrlhf.models.load import load_score_model, load_tokenizer
+    from openrlhf.models.load import load_score_model
     from openrlhf.models.value_head import ScoreModel
     from openrlhf.objectives.balance import balanced, each_pair
     from openrlhf.objectives.reward import pair_loss
@@ -35,9 +35,8 @@ def run(config: RMConfig) -> None:
     from openrlhf.training.scores import score_statistics
     from openrlhf.training.update import pair_mean
 
-    start(config)
     data, pairs, model = config.data, config.pairs, config.model
-    tokenizer = load_tokenizer(model.pretrain, model)
+    tokenizer = start(config)
 
     how = reader(config, tokenizer)
     samples, evaluation = read(config, pairs, how)

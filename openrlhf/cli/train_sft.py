@@ -23,14 +23,13 @@ def run(config: SFTConfig) -> None:
     """Rows → samples → ``fit`` → a Hugging Face folder at ``--save_path``."""
     from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
     from openrlhf.models.adapters import with_adapter
-    from openrlhf.models.load import load_causal_lm, load_tokenizer
+    from openrlhf.models.load import load_causal_lm
     from openrlhf.objectives.balance import balanced, each_token
     from openrlhf.objectives.language import sft_loss
     from openrlhf.training.fit import Task
 
-    start(config)
     data, dataset, model = config.data, config.dataset, config.model
-    tokenizer = load_tokenizer(model.pretrain, model)
+    tokenizer = start(config)
 
     how = reader(config, tokenizer)
     samples, evaluation = read(config, dataset, how)

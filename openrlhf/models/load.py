@@ -78,7 +78,7 @@ def load_score_model(
     draws a fresh head; without it a folder that has no head is an error. ``normalize`` makes ``eval`` outputs
     (score − mean) / std with the statistics stored in config.json.
     """
-    hf_config = _load_config(path, config, flag)
+    hf_config = load_config(path, config, flag)
     prefix = hf_config.to_dict().get("value_head_prefix") or prefix
     hf_config.value_head_prefix = prefix
     hf_config.num_labels = 1
@@ -103,7 +103,7 @@ def load_score_model(
 
 def is_score_model(path: str, config: ModelConfig, flag: str = "--pretrain") -> bool:
     """Whether the folder holds a reward model rather than a language model."""
-    architectures = _load_config(path, config, flag).architectures or []
+    architectures = load_config(path, config, flag).architectures or []
     return any(name.endswith("ForSequenceClassification") for name in architectures)
 
 
@@ -141,7 +141,7 @@ def saved_tensors(hf: PreTrainedModel) -> dict[str, Tensor]:
     return dict(adapter_state(hf)) if is_adapted(hf) else hf.state_dict(keep_vars=True)
 
 
-def _load_config(path: str, config: ModelConfig, flag: str) -> PreTrainedConfig:
+def load_config(path: str, config: ModelConfig, flag: str) -> PreTrainedConfig:
     path = local_folder(path, config, flag)
     _refuse_adapter(path, flag)
     try:

@@ -1,0 +1,68 @@
+"""What a model folder says of itself without being loaded: its size, its files, the names of its weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+
+from openrlhf.config.groups import ModelConfig
+from openrlhf.models.adapters import with_adapter
+from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.value_head import ScoreModel
+
+INDEX = "model.safetensors.index.json"
+
+
+def empty_model(config: PreTrainedConfig, scores: bool, trust_remote_code: bool = False) -> CausalLM | ScoreModel:
+    """The model of a config.json on torch's meta device, which holds no memory: for counting."""
+    if scores:
+        config = copy.deepcopy(config)
+        config.num_labels = 1
+    auto, wrap = (AutoModelForSequenceClassification, ScoreModel) if scores else (AutoModelForCausalLM, CausalLM)
+    with torch.device("meta"):
+        return wrap(auto.from_config(config, trust_remote_code=trust_remote_code))
+
+
+def count_parameters(config: PreTrainedConfig, scores: bool, settings: ModelConfig) -> tuple[int, int]:
+    """All of them, and those that learn: with ``--lora_rank`` the adapter's. Tied weights count once."""
+    model = empty_model(config, scores, settings.trust_remote_code)
+    every = sum(p.numel() for p in model.parameters())
+    if settings.lora_rank == 0:
+        return every, every
+    with torch.device("meta"):
+        adapted = with_adapter(model, settings)
+    return every, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def weight_names(folder: Path, flag: str) -> set[str] | None:
+    """The names of the weights in safetensors files, None where the folder has others.
+
+    Raises ValueError naming ``flag`` when there are no weights, or a file of them is missing or broken.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / INDEX
+    if index.is_file():
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(wanted - {path.name for path in files}):
+            raise ValueError(
+                f"{flag} {folder}: {missing[0]} of {INDEX} is not there ({len(missing)} of {len(wanted)} files are "
+                "missing); download the rest"
+            )
+        files = [folder / name for name in sorted(wanted)]
+    if not files:
+        if any(folder.glob("*.bin")):
+            return None
+        raise ValueError(f"{flag} {folder}: the folder has no weights (*.safetensors or *.bin); download them too")
+    names: set[str] = set()
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                names |= set(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{flag} {path}: the file is broken ({error}); download it again") from error
+    return names
