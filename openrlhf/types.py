@@ -45,6 +45,9 @@ class Sample:
     label: str = ""
     source: str = "default"
     reward: float | None = None
+    turn_rewards: Tensor | None = (
+        None  # [T] float32, the parts of an agent's reward, each on the last token of its turn
+    )
     score: float | None = None
     truncated: bool = False
     weight_version: int = 0
@@ -64,6 +67,7 @@ class Batch:
     action_mask: Tensor  # (B, T) bool
     groups: Tensor | None = None  # (B,) int64
     rewards: Tensor | None = None  # (B,) float32, outcome rewards
+    turn_rewards: Tensor | None = None  # (B, T) float32, where agents gave one a turn; they sum to the rewards
     scores: Tensor | None = None  # (B,) float32
     truncated: Tensor | None = None  # (B,) bool
     labels: Tensor | None = None  # (B, T) float32
@@ -140,6 +144,7 @@ def collate(samples: Sequence[Sample], pad_token_id: int) -> Batch:
         action_mask=pad_rows([s.action_mask for s in samples], width, False),
         groups=torch.tensor([s.group for s in samples]),
         rewards=_column(s.reward for s in samples),
+        turn_rewards=_rows([s.turn_rewards for s in samples], width),
         scores=_column(s.score for s in samples),
         truncated=torch.tensor([s.truncated for s in samples]),
         labels=_rows([s.labels for s in samples], width),

@@ -2,7 +2,8 @@
 
 The order is: shape the outcome rewards within each group → clip → put them on the last action token and add the KL
 reward → returns → whiten over the whole rollout batch where the estimator asks for it. Samples without any action
-token made no choice: they are left out of every group statistic.
+token made no choice: they are left out of every group statistic. Where an agent's turns have rewards of their own, the
+estimators that compare with no group, gae and reinforce, leave them at their turns.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class AdvantageInputs:
     gamma: float
     lambd: float
     reward_clip: tuple[float, float]
+    turn_rewards: Tensor | None = None  # (B, T) the rewards in parts, each on the last token of its turn
 
     @property
     def members(self) -> Tensor:
@@ -57,23 +59,23 @@ def gae(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """
     if inputs.values is None:
         raise ValueError("--advantage_estimator gae needs the values of a critic, and there is none; pick another one.")
-    rewards = token_rewards(inputs.rewards, inputs)
-    return token_returns.gae(rewards, inputs.values, inputs.action_mask, inputs.gamma, inputs.lambd)
+    return token_returns.gae(rewards_by_turn(inputs), inputs.values, inputs.action_mask, inputs.gamma, inputs.lambd)
 
 
 def reinforce(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """REINFORCE++: the discounted return itself: → (B, T), twice. Paper: Hu et al., arXiv:2501.03262."""
-    return _returns(inputs.rewards, inputs, inputs.gamma)
+    returns = token_returns.discounted_returns(rewards_by_turn(inputs), inputs.action_mask, inputs.gamma)
+    return returns, returns
 
 
 def reinforce_baseline(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """REINFORCE++-baseline, r − mean of the group: → (B, T), twice. Paper: Hu et al., arXiv:2501.03262."""
-    return _returns(inputs.rewards - group_mean(inputs.rewards, inputs.groups, inputs.members), inputs, 1.0)
+    return _returns(inputs.rewards - group_mean(inputs.rewards, inputs.groups, inputs.members), inputs)
 
 
 def rloo(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """r − mean of the others of the group: → (B, T), twice. Paper: Ahmadian et al., arXiv:2402.14740, §2.2."""
-    return _returns(inputs.rewards - leave_one_out_mean(inputs.rewards, inputs.groups, inputs.members), inputs, 1.0)
+    return _returns(inputs.rewards - leave_one_out_mean(inputs.rewards, inputs.groups, inputs.members), inputs)
 
 
 def group_norm(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,7 @@ def group_norm(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
     Paper: Shao et al., arXiv:2402.03300, §4.1.2.
     """
     centred = inputs.rewards - group_mean(inputs.rewards, inputs.groups, inputs.members)
-    return _returns(centred / (group_std(inputs.rewards, inputs.groups, inputs.members) + 1e-9), inputs, 1.0)
+    return _returns(centred / (group_std(inputs.rewards, inputs.groups, inputs.members) + 1e-9), inputs)
 
 
 def dr_grpo(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
@@ -141,7 +143,19 @@ def token_rewards(shaped: Tensor, inputs: AdvantageInputs) -> Tensor:
     return outcome + zero_outside(inputs.kl_rewards, inputs.action_mask)
 
 
-def _returns(shaped: Tensor, inputs: AdvantageInputs, gamma: float) -> tuple[Tensor, Tensor]:
-    """Advantages that are the returns themselves."""
-    returns = token_returns.discounted_returns(token_rewards(shaped, inputs), inputs.action_mask, gamma)
+def rewards_by_turn(inputs: AdvantageInputs) -> Tensor:
+    """→ (B, T): each turn's reward, clipped, on the last token of the turn, plus the KL reward of each action token.
+
+    Without rewards of turns that is ``token_rewards``. Paper: Schulman et al., arXiv:1506.02438, §2 (each step of the
+    process has its reward).
+    """
+    if inputs.turn_rewards is None:
+        return token_rewards(inputs.rewards, inputs)
+    of_turns = clip_rewards(inputs.turn_rewards, *inputs.reward_clip)
+    return zero_outside(of_turns + inputs.kl_rewards, inputs.action_mask)
+
+
+def _returns(shaped: Tensor, inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
+    """Advantages that are the undiscounted returns of what a group made of the outcome."""
+    returns = token_returns.discounted_returns(token_rewards(shaped, inputs), inputs.action_mask, 1.0)
     return returns, returns

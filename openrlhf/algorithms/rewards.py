@@ -52,3 +52,13 @@ def stop_properly(rewards: Tensor, truncated: Tensor, coef: float) -> Tensor:
     Paper: Hu et al. 2025, "ProRL v2" (stop-properly penalty); ProRL: arXiv:2505.24864.
     """
     return torch.where(truncated, rewards * coef if coef >= 0 else torch.full_like(rewards, coef), rewards)
+
+
+def stop_turns_properly(turn_rewards: Tensor, truncated: Tensor, coef: float, action_mask: Tensor) -> Tensor:
+    """``stop_properly`` for rewards in parts, (B, T): of a truncated answer, coef ≥ 0 multiplies each part, coef < 0
+    replaces them all by one on the last action token.
+
+    Paper: as ``stop_properly``, arXiv:2505.24864.
+    """
+    replaced = place_on_last_token(turn_rewards.new_full((len(truncated),), coef), action_mask)
+    return torch.where(truncated[:, None], turn_rewards * coef if coef >= 0 else replaced, turn_rewards)

@@ -10,6 +10,7 @@ or
     class AgentExecutor:                           the whole conversation in the file's hand
         execute(prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine)
             -> {"observation_tokens", "action_ranges", "reward"}       and if wanted "scores", "extra_logs", "truncated"
+                                                   "turn_rewards", one an action range, may stand in place of "reward"
 
 Tokens go in and tokens come out: what the policy sampled is never decoded and encoded again, a text of the environment
 is encoded once, on its own, and only the policy's own tokens are learned.
@@ -98,7 +99,7 @@ def load_executor(file: str) -> Callable[[], Any]:
 class MultiTurn:
     """``execute`` for an environment: reset, then policy and step in turn until it is done or there is no room.
 
-    The rewards of the steps add up to that of the sample; its score and the logs are those of the last step.
+    Each step's reward is that of the turn before it; score and logs of the sample are those of the last step.
     """
 
     def __init__(self, instance: Any) -> None:
@@ -117,7 +118,7 @@ class MultiTurn:
         text = required(start, "reset", "observation")
         tokens = list(llm_engine.prompt_tokens) if text == prompt else encode(hf_tokenizer, text)
         params: Any = sampling_params
-        answer: dict[str, Any] = {"reward": 0.0, "extra_logs": {}, "action_ranges": []}
+        answer: dict[str, Any] = {"turn_rewards": [], "extra_logs": {}, "action_ranges": []}
         while True:
             completion = await llm_engine.generate(tokens, params)
             answer["action_ranges"].append((len(tokens), len(tokens) + len(completion.token_ids)))
@@ -125,7 +126,7 @@ class MultiTurn:
             action = hf_tokenizer.decode(completion.token_ids, skip_special_tokens=False)
             states = {"observation_text": text, "action_text": action, "label": label, "sampling_params": params}
             step = await settled(self.instance.step(states))
-            answer["reward"] += number("rewards", required(step, "step", "rewards"))
+            answer["turn_rewards"].append(number("rewards", required(step, "step", "rewards")))
             answer["scores"] = step.get("scores")
             answer["extra_logs"] |= step.get("extra_logs") or {}
             done = bool(required(step, "step", "done"))
@@ -164,7 +165,9 @@ def make_sample(answer: Any, said: Sequence[Exchange], prompt: Prompt, group: in
         end = stop
     if not used:
         raise RewardFailed("execute returned no action_ranges: there is nothing to learn")
-    reward = number("reward", required(answer, "execute", "reward"))
+    rewards = turn_rewards(answer, len(used))
+    reward, by_token = sum(rewards), torch.zeros(len(tokens))
+    by_token[[stop - 1 for _, stop in answer["action_ranges"]]] = torch.tensor(rewards)
     score, logs = answer.get("scores"), answer.get("extra_logs") or {}
     return Sample(
         tokens=torch.tensor(tokens, dtype=torch.int64),
@@ -175,11 +178,24 @@ def make_sample(answer: Any, said: Sequence[Exchange], prompt: Prompt, group: in
         label=prompt.label,
         source=prompt.source,
         reward=reward,
+        turn_rewards=by_token,
         score=reward if score is None else number("scores", score),
         truncated=bool(answer.get("truncated", used[-1].truncated)),
         weight_version=min(completion.weight_version for completion in used),
         metrics={"turns": float(len(used)), **{name: number(name, value) for name, value in logs.items()}},
     )
+
+
+def turn_rewards(answer: Mapping[str, Any], turns: int) -> list[float]:
+    """The reward of each action range; one ``reward`` for all of them is that of the last. Raises RewardFailed."""
+    given = answer.get("turn_rewards")
+    if given is None:
+        return [*[0.0] * (turns - 1), number("reward", required(answer, "execute", "reward"))]
+    if answer.get("reward") is not None:
+        raise RewardFailed("execute returned both reward and turn_rewards, which add up to it: leave one out")
+    if not isinstance(given, Sequence) or len(given) != turns:
+        raise RewardFailed(f"turn_rewards must be a list of {turns} numbers, one an action range, not {given!r:.200}")
+    return [number(f"turn_rewards[{place}]", value) for place, value in enumerate(given)]
 
 
 def sampled(said: Sequence[Exchange], tokens: list[int], start: int, stop: int) -> Exchange:

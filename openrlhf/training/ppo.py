@@ -21,7 +21,7 @@ from torch import Tensor
 
 from openrlhf.algorithms.advantages import AdvantageInputs, estimate_advantages
 from openrlhf.algorithms.kl import kl_estimate, make_kl_controller
-from openrlhf.algorithms.rewards import kl_penalty, overlong_penalty, stop_properly
+from openrlhf.algorithms.rewards import kl_penalty, overlong_penalty, stop_properly, stop_turns_properly
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import reward_weights, rollouts_ahead
 from openrlhf.data.sampler import Cursor
@@ -173,6 +173,8 @@ def add_rewards(batch: Batch, roles: Roles, weights: list[float], deadline_s: fl
     named = {f"model_{number}": rewards for number, rewards in enumerate(by_models, start=1)}
     if batch.rewards is not None:
         named["function"] = batch.rewards
+    if batch.turn_rewards is not None:  # an agent's, beside which there is no other reward
+        batch = batch.fill(turn_rewards=weights[-1] * batch.turn_rewards)
     return batch.fill(rewards=weighted_rewards(named, weights)), named
 
 
@@ -189,15 +191,18 @@ def part_means(parts: Mapping[str, Tensor]) -> Metrics:
 
 def shape_rewards(batch: Batch, config: PPOConfig) -> Batch:
     """What length takes off a reward: ``--overlong_buffer_len`` and ``--stop_properly_penalty_coef``."""
-    reward, rewards = config.reward, present(batch.rewards, "rewards")
+    reward, rewards, of_turns = config.reward, present(batch.rewards, "rewards"), batch.turn_rewards
     if reward.overlong_buffer_len is not None:
         lengths, longest = batch.action_mask.sum(dim=1), config.rollout.generate_max_len
         rewards = rewards + overlong_penalty(
             lengths, longest, reward.overlong_buffer_len, reward.overlong_penalty_factor
         )
     if reward.stop_properly_penalty_coef is not None:
-        rewards = stop_properly(rewards, present(batch.truncated, "truncated"), reward.stop_properly_penalty_coef)
-    return batch.fill(rewards=rewards)
+        truncated, coef = present(batch.truncated, "truncated"), reward.stop_properly_penalty_coef
+        rewards = stop_properly(rewards, truncated, coef)
+        if of_turns is not None:
+            of_turns = stop_turns_properly(of_turns, truncated, coef, batch.action_mask)
+    return batch.fill(rewards=rewards, turn_rewards=of_turns)
 
 
 def add_log_probs_and_values(batch: Batch, roles: Roles, config: PPOConfig, deadline_s: float) -> Batch:
@@ -240,6 +245,7 @@ def add_advantages(batch: Batch, config: PPOConfig, kl_coef: float) -> Batch:
         gamma=algorithm.gamma,
         lambd=algorithm.lambd,
         reward_clip=(low, high),
+        turn_rewards=batch.turn_rewards,
     )
     advantages, returns = estimate_advantages(
         algorithm.advantage_estimator, inputs, std_norm=not algorithm.no_advantage_std_norm

@@ -14,6 +14,7 @@ from openrlhf.algorithms.advantages import (
     find_estimator,
     token_rewards,
 )
+from openrlhf.algorithms.rewards import place_on_last_token
 
 GROUPS = [3, 3, 3, 8, 8, 8, 8, 5]  # row 2 has no action token, row 7 is alone
 NEEDS_GROUPS = [name for name, entry in ADVANTAGE_ESTIMATORS.items() if entry.needs_groups]
@@ -112,6 +113,62 @@ def test_by_hand():
     assert estimate_advantages("reinforce_baseline", inputs)[0].flatten().tolist() == pytest.approx(
         [0, -1 / root, -1 / root, 2 / root]
     )
+
+
+def two_turns(**given):
+    """Two tokens of the policy, one of the environment, two of the policy: paid 1 after the first turn, 3 at the end.
+    The KL reward is −0.5 on the first token; what stands on the environment's token must not be read.
+    """
+    mask = torch.tensor([[False, True, True, False, True, True]])
+    nan = float("nan")
+    settings = {
+        "rewards": torch.tensor([4.0], dtype=torch.float64),
+        "kl_rewards": torch.tensor([[nan, -0.5, 0.0, nan, 0.0, 0.0]], dtype=torch.float64),
+        "action_mask": mask,
+        "groups": torch.tensor([0]),
+        "values": torch.tensor([[nan, 2.0, 1.0, nan, 4.0, 2.0]], dtype=torch.float64),
+        "gamma": 0.5,
+        "lambd": 1.0,
+        "reward_clip": (-10.0, 10.0),
+        "turn_rewards": torch.tensor([[nan, 0.0, 1.0, nan, 0.0, 3.0]], dtype=torch.float64),
+    }
+    return AdvantageInputs(**settings | given)
+
+
+def raw(name, inputs):
+    """Before whitening, of the tokens of the policy."""
+    advantages, returns = find_estimator(name).function(inputs)
+    assert advantages[~inputs.action_mask].tolist() == returns[~inputs.action_mask].tolist() == [0.0, 0.0]
+    return advantages[inputs.action_mask].tolist(), returns[inputs.action_mask].tolist()
+
+
+def test_the_rewards_of_turns_by_hand():
+    """G₄ = 3, G₃ = ½·3, G₂ = 1 + ½·1.5, G₁ = −½ + ½·1.75; and with λ = 1 an advantage is G − V."""
+    returns = [0.375, 1.75, 1.5, 3.0]
+    assert raw("reinforce", two_turns()) == (returns, returns)
+    assert raw("gae", two_turns()) == ([0.375 - 2, 1.75 - 1, 1.5 - 4, 3.0 - 2], returns)
+    # λ = ½: δ = −½ + ½·1 − 2, 1 + ½·4 − 1, 0 + ½·2 − 4, 3 − 2 and A_t = δ_t + ¼ A_{t+1}
+    assert raw("gae", two_turns(lambd=0.5))[0] == [-2 + 1.3125 / 4, 2 - 2.75 / 4, -3 + 1 / 4, 1.0]
+    # Without discount the second turn is worth its own 3, and only the first all 4.
+    assert raw("reinforce", two_turns(gamma=1.0))[0] == [3.5, 4.0, 3.0, 3.0]
+    # At the end alone, every token is worth the sum.
+    assert raw("reinforce", two_turns(gamma=1.0, turn_rewards=None))[0] == [3.5, 4.0, 4.0, 4.0]
+    # Each turn is clipped.
+    assert raw("reinforce", two_turns(gamma=1.0, reward_clip=(-2.0, 2.0)))[0] == [2.5, 3.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("name", NEEDS_GROUPS)
+def test_groups_compare_the_sums_of_turns(inputs, name):
+    parts = replace(inputs, turn_rewards=torch.full_like(inputs.kl_rewards, 7.0))
+    for got, expected in zip(estimate_advantages(name, parts), estimate_advantages(name, inputs), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["gae", "reinforce"])
+def test_turns_that_are_paid_at_the_end_alone_change_nothing(inputs, name):
+    parts = replace(inputs, turn_rewards=place_on_last_token(inputs.rewards, inputs.action_mask))
+    for got, expected in zip(estimate_advantages(name, parts), estimate_advantages(name, inputs), strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("name", NEEDS_GROUPS)

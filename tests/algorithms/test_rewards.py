@@ -9,6 +9,7 @@ from openrlhf.algorithms.rewards import (
     overlong_penalty,
     place_on_last_token,
     stop_properly,
+    stop_turns_properly,
 )
 
 
@@ -58,3 +59,11 @@ def test_overlong_penalty(length, penalty):
 def test_stop_properly(coef, expected):
     out = stop_properly(torch.tensor([1.0, 2.0, -1.0]), torch.tensor([False, True, True]), coef)
     assert out.tolist() == expected
+
+
+@pytest.mark.parametrize(("coef", "cut"), [(0.5, [0.0, 0.5, 0.0, -1.0, 0.0]), (-3.0, [0.0, 0.0, 0.0, 0.0, -3.0])])
+def test_stop_turns_properly(coef, cut):
+    parts = torch.tensor([[0.0, 1.0, 0.0, -2.0, 0.0]] * 2)
+    mask = torch.tensor([[False, True, False, True, True]] * 2)
+    out = stop_turns_properly(parts, torch.tensor([False, True]), coef, mask)
+    assert out.tolist() == [parts[0].tolist(), cut]

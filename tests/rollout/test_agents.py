@@ -55,6 +55,7 @@ def test_three_turns_token_for_token(tmp_path: Path, plain: bool) -> None:
     assert sample.action_mask.int().tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 1, 1]
     assert sample.rollout_log_probs.tolist() == [0, 0, 0, -5, -18, -12.5, 0, 0, -19.5, 0, -21, -25.5]
     assert (sample.reward, sample.score) == (1.25, 0.5)
+    assert sample.turn_rewards.tolist() == [0, 0, 0, 0, 0, 0.25, 0, 0, -1, 0, 0, 2]
     assert (sample.group, sample.prompt, sample.label, sample.source) == (0, "abc", "the label", "games")
     assert sample.metrics == {"turns": 3.0, "turn": 3.0}
     assert sample.truncated is False  # the second turn was cut, and the conversation went on
@@ -178,6 +179,24 @@ def test_an_executor_holds_the_whole_conversation(tmp_path: Path) -> None:
     assert (sample.reward, sample.score, sample.weight_version) == (3.0, 0.75, 5)
     assert sample.metrics == {"turns": 1.0, "words": 2.0}
     assert sample.truncated is False
+    assert sample.turn_rewards.tolist() == [0, 0, 0, 0, 0, 3]
+
+
+TWICE = """
+tokens += [7]
+second = await llm_engine.generate(tokens)
+tokens = tokens + second.token_ids
+answer |= {"observation_tokens": tokens, "action_ranges": [(3, 6), (7, 10)]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "parts", "reward"), [("{}", (0, 3), 3.0), ('{"reward": None, "turn_rewards": (2, -0.5)}', (2, -0.5), 1.5)]
+)
+def test_an_executor_may_pay_each_range(tmp_path: Path, given: str, parts: tuple[float, float], reward: float) -> None:
+    sample = executed(tmp_path, (TWICE + f"answer |= {given}").strip().replace("\n", "\n        "))
+    assert sample.turn_rewards.tolist() == [0, 0, 0, 0, 0, parts[0], 0, 0, 0, parts[1]]
+    assert sample.reward == reward
 
 
 def test_an_executor_may_drop_the_end_of_an_answer_and_say_something_after_it(tmp_path: Path) -> None:
@@ -202,6 +221,10 @@ def test_an_executor_may_drop_the_end_of_an_answer_and_say_something_after_it(tm
         ('answer["scores"] = float("inf")', "scores is inf"),
         ('answer["extra_logs"] = {"words": None}', "words must be a number"),
         ('del answer["reward"]', "must return a dict with 'reward'"),
+        ('answer["turn_rewards"] = [1.0]', "both reward and turn_rewards"),
+        ('answer |= {"reward": None, "turn_rewards": [1, 2]}', "must be a list of 1 numbers, one an action range"),
+        ('answer |= {"reward": None, "turn_rewards": 1.0}', "must be a list of 1 numbers, one an action range"),
+        ('answer |= {"reward": None, "turn_rewards": [float("nan")]}', r"turn_rewards\[0\] is nan"),
         ("answer = None", "must return a dict with 'observation_tokens', not NoneType"),
         ('answer["observation_tokens"] = tokens * 20', "120 tokens; .* allow 100"),
         ("await llm_engine.generate([1] * 100)", "has all the tokens"),
@@ -249,4 +272,5 @@ def test_collate_keeps_the_holes(tmp_path: Path) -> None:
     samples, _ = hold(agent(tmp_path, THREE_TURNS), answer, PROMPT, n=2)
     batch = collate(samples, pad_token_id=0)
     assert batch.action_mask.sum().item() == 12
+    assert batch.turn_rewards.sum(dim=1).tolist() == batch.rewards.tolist() == [1.25, 1.25]
     assert torch.equal(batch.rollout_log_probs != 0, batch.action_mask)

@@ -28,7 +28,7 @@ from openrlhf.training import ppo
 from openrlhf.training.log import RunLog
 from openrlhf.training.members import CriticMember, PolicyMember, ReferenceMember
 from openrlhf.training.roles import Absent, Roles, done
-from openrlhf.types import Metrics, Prompt, Sample, collate
+from openrlhf.types import Batch, Metrics, Prompt, Sample, collate
 from tests.models.helpers import VOCAB, build, build_scorer
 from tests.training import slow_ppo
 from tests.training.helpers import weights
@@ -413,3 +413,23 @@ def test_length_costs_reward_before_advantages() -> None:
     shaped[1] = -1.0
     _, _, (metrics,) = run(config, samples)
     assert metrics["reward"] == pytest.approx(sum(shaped) / len(shaped))
+
+
+def test_what_changes_a_reward_changes_its_turns() -> None:
+    """A turn of two tokens paid 1 and one of one token paid 2, twice; the second sample was cut."""
+    parts = torch.tensor([[0.0, 0.0, 1.0, 0.0, 2.0]] * 2)
+    mask = torch.tensor([[False, True, True, False, True]] * 2)
+    batch = Batch(
+        torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool), mask, groups=torch.tensor([0, 1]),
+        rewards=parts.sum(dim=1), truncated=torch.tensor([False, True]), turn_rewards=parts,
+    )  # fmt: skip
+    config = config_of(
+        advantage_estimator="reinforce", init_kl_coef=0, gamma=1.0, reward_weights=(3.0,),
+        stop_properly_penalty_coef=0.5, no_advantage_std_norm=True,
+    )  # fmt: skip
+    weighed, _ = ppo.add_rewards(batch, roles_of(config, package_samples(), 1)[0], [3.0], 60.0)
+    shaped = ppo.shape_rewards(weighed, config)
+    assert shaped.turn_rewards.tolist() == [[0, 0, 3, 0, 6], [0, 0, 1.5, 0, 3]]
+    assert shaped.rewards.tolist() == [9.0, 4.5]
+    returns = ppo.add_advantages(shaped, config, 0.0).returns
+    assert returns.tolist() == [[0, 9, 9, 0, 6], [0, 4.5, 4.5, 0, 3]]
