@@ -27,6 +27,7 @@ from openrlhf.config.commands import (
     types,
 )
 from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN, NOT_BUILT_VALUES
+from openrlhf.training.bands import BANDS, band_shown
 from openrlhf.training.metric_names import METRICS, REWARD_PARTS, pass_rate
 
 FOLDER = Path(__file__).parent
@@ -51,6 +52,9 @@ METRICS_HEAD = f"""{NOTICE}
 
 `metrics.jsonl` in the run folder has one line a step, with these names; TensorBoard and W&B get the same.
 A name that does not stand here is refused by the log.
+
+Where it is healthy, and where it is a red flag, are rules of thumb for language models of the usual sizes;
+`openrlhf diagnose` and `openrlhf view` go by them ([inspect.md](inspect.md)), and nothing stops because of them.
 """
 
 FLAGS_HEAD = f"""{NOTICE}
@@ -80,13 +84,25 @@ def pages() -> dict[str, str]:
 
 
 def metrics_page() -> str:
-    rows = [(f"`{name}`", meaning) for name, meaning in METRICS.items()]
-    parts = (f"`{REWARD_PARTS}<name>`", "mean over the samples of an entry of `extra_logs` of the reward function")
+    rows = [(f"`{name}`", meaning, *bands(name)) for name, meaning in METRICS.items()]
+    parts = (
+        f"`{REWARD_PARTS}<name>`",
+        "mean over the samples of an entry of `extra_logs` of the reward function",
+        "",
+        "",
+    )
     rates = (
         f"`{pass_rate('<datasource>', 1)}`, `{pass_rate('<datasource>', 1)[:-1]}<n>`",
         "mean over the prompts of `--eval_dataset` of one source of the mean reward, and of the highest of n rewards",
+        *("", ""),
     )
-    return METRICS_HEAD + table(("name", "meaning"), [*rows, parts, rates])
+    return METRICS_HEAD + table(("name", "meaning", "healthy", "red flag"), [*rows, parts, rates])
+
+
+def bands(name: str) -> tuple[str, str]:
+    """Where a metric is healthy, and what it says outside the range of the red flag."""
+    band = BANDS.get(name)
+    return ("", "") if band is None else (band_shown(band.healthy), f"not {band_shown(band.red)}: {band.meaning}")
 
 
 def flags_page() -> str:

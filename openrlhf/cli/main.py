@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("openrlhf.cli.check", "all that can be known of a run before it: flags, data, models, reward, disk"),
     "interactive_chat": ("openrlhf.cli.interactive_chat", "conversation with a model in the terminal"),
     "replay": ("openrlhf.cli.replay", "rewards, advantages and losses of a stored RL step, computed again"),
+    "diagnose": ("openrlhf.cli.diagnose", "what went wrong in a run, with the numbers and samples behind it"),
     "demo": ("openrlhf.cli.demo", "the whole pipeline on a tiny model, in one process"),
 }
 

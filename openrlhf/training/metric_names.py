@@ -22,6 +22,7 @@ METRICS: dict[str, str] = {
     "reward": "mean outcome reward of the samples, before shaping and clipping",
     "reward_std": "standard deviation of the outcome rewards",
     "score": "mean score (0–1) of the samples",
+    "dead_groups": "share of the prompts whose samples all have the same reward, where there are several",
     "groups_kept": "share of the prompts asked in the step that --dynamic_filtering kept",
     "reward/invalid": "share of samples left out because their reward or agent failed, with --on_reward_failure drop",
     "reward/turns": "mean number of turns of the policy in a conversation, with --agent_func_path",

@@ -272,6 +272,13 @@ def left_out(config: PPOConfig, prompts: int, sampled: list[Sample], kept: int) 
     return metrics
 
 
+def dead_groups(rewards: Tensor, groups: Tensor) -> Metrics:
+    """Which share of the groups of several samples has one same reward, (B,) and (B,): they teach nothing."""
+    members = [rewards[groups == group] for group in groups.unique()]
+    several = [own for own in members if len(own) > 1]
+    return {"dead_groups": sum(bool((own == own[0]).all()) for own in several) / len(several)} if several else {}
+
+
 def sample_metrics(samples: list[Sample], batch: Batch) -> Metrics:
     """What the rollout batch looks like, before the update."""
     lengths = batch.action_mask.sum(dim=1).float()
@@ -287,5 +294,6 @@ def sample_metrics(samples: list[Sample], batch: Batch) -> Metrics:
     }
     if batch.scores is not None:
         metrics["score"] = float(batch.scores.mean())
+    metrics |= dead_groups(rewards, present(batch.groups, "groups"))
     parts = merge_metrics([s.metrics for s in samples])
     return {**metrics, **{REWARD_PARTS + name: value for name, value in parts.items()}}
