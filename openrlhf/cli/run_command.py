@@ -11,29 +11,38 @@ from typing import TypeVar
 
 import openrlhf
 from openrlhf.cli.output import spare_output
+from openrlhf.config.secrets import forget
 
 C = TypeVar("C")
 PACKAGE = Path(openrlhf.__file__).parent
 BAD_INPUT = 2  # the exit code of a bad command line too
+PART_LOST = 3
 
 
 def run_command(run: Callable[[C], None], config: C) -> None:
     """``run(config)``. A ValueError or ImportError that this package raises ends the process with its sentence.
 
-    The exit code is 2; a run that a signal stopped has said how to go on and ends with 0. Errors from elsewhere (torch,
+    The exit code is 2, and 3 where a process of the run died or hangs; a run that a signal stopped has said how to go
+    on and ends with 0. Errors from elsewhere (torch,
     the user's reward function) keep their traceback, and with ``OPENRLHF_TRACEBACK=1`` so do ours.
     """
     from openrlhf.training.checkpoints import Stopped  # here, so that --help does not wait for torch
+    from openrlhf.training.roles import PartLost
 
     spare_output()
+    forget()
     try:
         run(config)
     except Stopped:
         return
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, PartLost) as error:
         if os.environ.get("OPENRLHF_TRACEBACK") == "1" or not _ours(error.__traceback__):
             raise
         print(error, file=sys.stderr)
+        if isinstance(error, PartLost):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(PART_LOST)  # at once: a thread may still wait, for a reward say, which nobody needs any more
         raise SystemExit(BAD_INPUT) from None
 
 

@@ -8,16 +8,15 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.cli.run_command import run_command
+from openrlhf.cli.restarts import run_training
 from openrlhf.config.commands import DPOConfig
-from openrlhf.config.parse import parse
 
 if TYPE_CHECKING:
     from openrlhf.data.reader import Reader
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_command(run, parse(DPOConfig, argv))
+    run_training(run, DPOConfig, argv)
 
 
 def run(config: DPOConfig) -> None:

@@ -7,16 +7,15 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.cli.run_command import run_command
+from openrlhf.cli.restarts import run_training
 from openrlhf.config.commands import KDConfig
-from openrlhf.config.parse import parse
 
 if TYPE_CHECKING:
     from openrlhf.data.reader import Reader
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_command(run, parse(KDConfig, argv))
+    run_training(run, KDConfig, argv)
 
 
 def run(config: KDConfig) -> None:

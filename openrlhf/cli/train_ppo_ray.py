@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.cli.run_command import run_command
+from openrlhf.cli.restarts import run_training
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import critic_source, role_sizes, rollouts_ahead
 from openrlhf.config.identity import decisive
-from openrlhf.config.parse import flat, parse, write_yaml
+from openrlhf.config.parse import flat, write_yaml
 
 if TYPE_CHECKING:
     from openrlhf.data.reader import Reader
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_command(run, parse(PPOConfig, argv))
+    run_training(run, PPOConfig, argv)
 
 
 def run(config: PPOConfig) -> None:
@@ -76,6 +76,7 @@ def learn(
     from openrlhf.training.checkpoints import Checkpoints, Part
     from openrlhf.training.log import RunLog
     from openrlhf.training.ppo import train
+    from openrlhf.training.roles import PartLost
     from openrlhf.training.samples import SampleStore
 
     made_by = {**decisive(config), "the rows of --prompt_data": fingerprint_prompts(prompts)}
@@ -92,6 +93,8 @@ def learn(
         batches = prompt_batches(prompts, config, start.cursor)
         deadline, pad = config.deepspeed.deadline, tokenizer.pad_token_id
         train(config, roles, batches, log, pad, deadline, checkpoints, evaluation, store)
+    except (PartLost, TimeoutError) as lost:
+        raise PartLost(f"{lost}. {checkpoints.way_on()}") from lost
     finally:
         store.close()
         log.close()

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.cli.run_command import run_command
+from openrlhf.cli.restarts import run_training
 from openrlhf.config.commands import PRMConfig
-from openrlhf.config.parse import parse
 
 if TYPE_CHECKING:
     from openrlhf.data.process import StepLabels
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_command(run, parse(PRMConfig, argv))
+    run_training(run, PRMConfig, argv)
 
 
 def run(config: PRMConfig) -> None:

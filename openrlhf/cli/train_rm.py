@@ -8,9 +8,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.cli.run_command import run_command
+from openrlhf.cli.restarts import run_training
 from openrlhf.config.commands import RMConfig
-from openrlhf.config.parse import parse
 
 if TYPE_CHECKING:
     from openrlhf.data.reader import Reader
@@ -19,7 +18,7 @@ STATISTICS_SHARE = 0.01  # of the training pairs, where there are no evaluation 
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_command(run, parse(RMConfig, argv))
+    run_training(run, RMConfig, argv)
 
 
 def run(config: RMConfig) -> None:

@@ -281,6 +281,7 @@ class CheckpointConfig:
     max_ckpt_num: int = flag(3, "checkpoints to keep")
     max_ckpt_mem: int = flag(100_000_000, "gigabytes of checkpoints to keep")
     load_checkpoint: bool = flag(False, "go on from the newest checkpoint in --ckpt_path, or start when there is none")
+    max_restarts: int = flag(0, "start again so many times, from the newest checkpoint, when a process of the run dies")
     save_hf_ckpt: bool = flag(False, "write a Hugging Face folder with each checkpoint of --save_steps")
     disable_ds_ckpt: bool = flag(False, "write no state to go on from, only the folders of --save_hf_ckpt")
     use_ds_universal_ckpt: bool = flag(False, "go on with other GPUs or another ZeRO stage than before")

@@ -15,6 +15,7 @@ import yaml
 
 from openrlhf.config.commands import C, Command, build, defaults, flags, flat, groups, types
 from openrlhf.config.dotted import dotted_words, flattened, undotted
+from openrlhf.config.secrets import revealed
 
 __all__ = ["flat", "parse", "parse_flags", "read", "resolve", "write_yaml"]
 
@@ -41,7 +42,7 @@ def read(command: type[C], argv: Sequence[str]) -> C:
 
 def resolve(command: type[C], argv: Sequence[str]) -> C:
     """The configuration as it was given, its rules unasked. Raises ValueError."""
-    given = parse_flags(command, argv)
+    given = revealed(parse_flags(command, argv))
     file = given.pop("config", None)
     return build(command, {**(_read_yaml(command, Path(file)) if file is not None else {}), **given})
 

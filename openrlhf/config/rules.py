@@ -226,6 +226,8 @@ def checkpoints(config: TrainCommand) -> None:
         raise ValueError("--disable_ds_ckpt leaves nothing to write every --save_steps: give --save_hf_ckpt too.")
     if kept.disable_ds_ckpt and kept.save_steps < 0:
         raise ValueError("--disable_ds_ckpt says what a checkpoint holds: give --save_steps too.")
+    if kept.max_restarts > 0 and (kept.save_steps < 0 or kept.disable_ds_ckpt):
+        raise ValueError("--max_restarts goes on from checkpoints: give --save_steps, and no --disable_ds_ckpt.")
     if kept.use_ds_universal_ckpt and not kept.load_checkpoint:
         raise ValueError("--use_ds_universal_ckpt says how a checkpoint is loaded: give --load_checkpoint too.")
 
