@@ -26,6 +26,7 @@ from openrlhf.training.checkpoints import Checkpoints
 from openrlhf.training.fit import Task, fit, total_steps
 from openrlhf.training.log import RunLog
 from openrlhf.training.micro_batches import train_size
+from openrlhf.training.pulse import Pulse
 from openrlhf.training.roles import TrainEngine
 from openrlhf.training.signals import stop_requests
 from openrlhf.types import Sample
@@ -127,12 +128,14 @@ def train(
         checkpoints = Checkpoints(kept, made_by, parts, weights, EngineTeam(engine), stop, config.deepspeed.deadline)
         log = RunLog(folder, config.log, flat(config), writes=is_first(), done=checkpoints.start.step)
         log.start(total_steps(len(samples) // task.rows, config.train), title)
+        pulse, pad = Pulse(folder / "stacks", config.deepspeed.deadline), tokenizer.pad_token_id
         try:
             fit(
-                engine, task, samples, evaluation, config.train, config.log, log, tokenizer.pad_token_id,
-                train_size(config.train, config.model, task.rows), checkpoints,
+                engine, task, samples, evaluation, config.train, config.log, log, pad,
+                train_size(config.train, config.model, task.rows), checkpoints, pulse.enter,
             )  # fmt: skip
         finally:
+            pulse.close()
             log.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from openrlhf.training.roles import TrainEngine
 from openrlhf.training.skips import Skips
 from openrlhf.training.update import Weigh, optimizer_step, token_mean, weighted_sum
 from openrlhf.types import Batch, Metrics, Sample, collate, present
+
+Enter = Callable[[str, int], None]  # a phase of the run, and the step before it
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,19 @@ def fit(
     pad_token_id: int,
     micro_batch: Size,
     checkpoints: Checkpoints | None = None,
+    enter: Enter = lambda phase, after: None,
 ) -> None:
     """Train for ``max_epochs`` over ``samples``, ``task.rows`` of which make an example; batch sizes count examples.
     With ``checkpoints`` from where they start.
 
     ``micro_batch`` is the size of a forward. Evaluates every ``eval_steps`` steps, or at the end of each epoch for −1,
-    when there are evaluation rows.
+    when there are evaluation rows. ``enter`` hears what comes, and after which step.
     """
     start = checkpoints.start if checkpoints else Progress()
     skips = Skips(train.max_skipped_steps, log)
     order = batches(len(samples) // task.rows, train.train_batch_size, train.seed, train.max_epochs, start.cursor)
     for step, (chosen, cursor) in enumerate(order, start=start.step + 1):
+        enter("update", step - 1)
         phases = Phases()
         mini_batch = [sample for i in chosen for sample in samples[i * task.rows : (i + 1) * task.rows]]
         rows = task.prepare(rank_rows(mini_batch, engine, pad_token_id, task.rows))
@@ -68,9 +73,10 @@ def fit(
         epoch_ends = cursor.consumed == 0
         due = epoch_ends if log_config.eval_steps < 0 else step % log_config.eval_steps == 0
         if due and evaluation:
-            metrics |= evaluate(engine, task, evaluation, micro_batch, pad_token_id)
+            metrics |= evaluate(engine, task, evaluation, micro_batch, pad_token_id, partial(enter, "evaluate", step))
         log.step(step, {"epoch": cursor.epoch - epoch_ends, **metrics})
         skips.note(step, "model", bool(metrics["skipped_steps"]), [sample.group for sample in mini_batch[:: task.rows]])
+        enter("checkpoint", step)
         close_step(Progress(step, cursor), checkpoints, skips.why)
 
 
@@ -94,7 +100,12 @@ def rank_part(batch: Batch, rank: int, ranks: int, rows: int = 1) -> Batch:
 
 @torch.no_grad()
 def evaluate(
-    engine: TrainEngine, task: Task, samples: Sequence[Sample], micro_batch: Size, pad_token_id: int
+    engine: TrainEngine,
+    task: Task,
+    samples: Sequence[Sample],
+    micro_batch: Size,
+    pad_token_id: int,
+    goes_on: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """``eval_loss`` and the objective's metrics under ``eval_`` names, as weighted means over ``samples``."""
     engine.model.eval()
@@ -103,6 +114,7 @@ def evaluate(
     totals: dict[str, Tensor] = {}
     rows = task.prepare(rows)
     for chosen in cut(rows, micro_batch, engine):
+        goes_on()
         part = rows.select(chosen).to(engine.device)
         loss = task.objective(engine.model, part)
         for name, elements in {"loss": loss.elements, **loss.metrics}.items():
