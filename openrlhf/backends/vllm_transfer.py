@@ -18,7 +18,7 @@ import pickle
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal, Protocol
@@ -34,6 +34,9 @@ Bucket = list[tuple[str, Tensor]]
 
 BUCKET_BYTES = 256 * 1024 * 1024
 ALL = b"all"
+BROKEN = "broken"  # the key under which the store says why nobody should wait any longer
+LOOK_S = 2.0  # how often a wait looks for it
+MEETING_S = 120.0  # a meeting takes no longer, however long a bucket may
 
 
 @dataclass(frozen=True)
@@ -231,12 +234,13 @@ class _Broadcast:
 
     def __init__(self, group: TransferGroup, store: dist.Store, rank: int, device: torch.device, who: str) -> None:
         self._dtype, self._timeout, self._who = group.torch_dtype, group.timeout, who
+        self._store = store
         self._memory = torch.device("cpu") if group.backend == "gloo" else device
-        size = group.workers + 1
+        size, meeting = group.workers + 1, min(group.timeout, timedelta(seconds=MEETING_S))
         try:
-            self._backend = _process_group(group.backend, dist.PrefixStore("group", store), rank, size, group.timeout)
+            self._backend = _process_group(group.backend, dist.PrefixStore("group", store), rank, size, meeting)
         except RuntimeError as error:
-            raise _in_vain(who, group.timeout) from error
+            raise _in_vain(who, meeting) from error
         self._run(torch.zeros(1, dtype=self._dtype, device=self._memory))  # NCCL connects at its first collective
 
     def send(self, key: str, flat: Tensor) -> None:
@@ -257,11 +261,25 @@ class _Broadcast:
         options.rootRank, options.rootTensor, options.timeout = 0, 0, self._timeout
         started = time.monotonic()
         try:
-            self._backend.broadcast([flat], options).wait(self._timeout)
+            self._wait(self._backend.broadcast([flat], options))
         except RuntimeError as error:
             if time.monotonic() - started < self._timeout.total_seconds():
                 raise ConnectionError(f"{self._who}, but the connection broke: {error}") from error
             raise _in_vain(self._who, self._timeout) from error
+
+    def _wait(self, work: Any) -> None:
+        """A dead peer breaks gloo's connection, but NCCL would go on waiting: look whether it was broken off."""
+        look = time.monotonic() + LOOK_S
+        while not work.is_completed():
+            time.sleep(0.001)
+            if time.monotonic() > look:
+                look += LOOK_S
+                try:
+                    _look(self._store, self._who)
+                except ConnectionError:
+                    self._backend.abort()
+                    raise
+        work.wait(self._timeout)
 
 
 class _SharedMemory:
@@ -336,12 +354,31 @@ def _visit(group: TransferGroup, who: str) -> dist.TCPStore:
         raise TimeoutError(f"{who} waited for the trainer's store at {place}, in vain: {error}") from error
 
 
+def break_off(group: TransferGroup, reason: str) -> None:
+    """Both sides stop waiting for each other, within seconds: one of them is dead, and cannot say so itself."""
+    with suppress(TimeoutError, dist.DistError):  # the store went with the trainer
+        _visit(replace(group, timeout_s=min(group.timeout_s, 5 * LOOK_S)), "The driver").set(BROKEN, reason)
+
+
 def _await(store: dist.Store, key: str, timeout: timedelta, who: str) -> bytes:
+    until = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            store.wait([key], timedelta(seconds=max(0.001, min(LOOK_S, until - time.monotonic()))))
+            return store.get(key)
+        except dist.DistStoreError as error:
+            _look(store, who)
+            if time.monotonic() >= until:
+                raise _in_vain(who, timeout) from error
+        except dist.DistError as error:
+            raise ConnectionError(f"{who}, but the trainer's store is gone: {error}") from error
+
+
+def _look(store: dist.Store, who: str) -> None:
+    """Raise ConnectionError when it has been broken off."""
     try:
-        store.wait([key], timeout)
-        return store.get(key)
-    except dist.DistStoreError as error:
-        raise _in_vain(who, timeout) from error
+        if store.check([BROKEN]):
+            raise ConnectionError(f"{who}, but it was broken off: {store.get(BROKEN).decode()}")
     except dist.DistError as error:
         raise ConnectionError(f"{who}, but the trainer's store is gone: {error}") from error
 

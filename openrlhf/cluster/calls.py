@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from openrlhf.training.roles import PartLost
 
 HEARTBEAT_S = 60.0  # after so long, and again and again, a line says whom the run waits for
+OTHERS_S = 5.0  # after a failure, to hear whether it only follows from the death of another
 
 
 class RoleError(RuntimeError):
     """A worker or engine failed; the message says which, the cause is its own exception."""
+
+
+class RoleDied(RoleError, PartLost):
+    """Its process is gone."""
 
 
 @dataclass(frozen=True)
@@ -48,32 +55,79 @@ def await_timed(
 def await_all(refs: Sequence[ray.ObjectRef], names: Sequence[str], verb: str, deadline_s: float) -> list[Any]:
     """The results, in order.
 
-    Raises RoleError as soon as one call fails, however long the others would still take (a rank that waits in a
+    Raises RoleError soon after one call fails, however long the others would still take (a rank that waits in a
     collective for a dead one never answers), and TimeoutError that names who has not answered.
     """
+    outcomes = settle(refs, names, verb, deadline_s, _end)
+    if failures := [outcome for outcome in outcomes if isinstance(outcome, RoleError)]:
+        raise next((failure for failure in failures if isinstance(failure, RoleDied)), failures[0])
+    late = [name for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, TimeoutError)]
+    if late:
+        raise TimeoutError(_late(late, verb, deadline_s))
+    return outcomes
+
+
+def settle(
+    refs: Sequence[ray.ObjectRef],
+    names: Sequence[str],
+    verb: str,
+    deadline_s: float,
+    failed: Callable[[int, RoleError], float | None],
+) -> list[Any]:
+    """For each call its answer, or what became of it: RoleError, or TimeoutError at the deadline.
+
+    ``failed`` hears the place of a call that failed, and why, at once. It answers how many seconds the others may take
+    from then on, None for as many as before.
+    """
     began = time.monotonic()
-    name_of = dict(zip(refs, names, strict=True))
+    until = began + deadline_s
+    place = {ref: i for i, ref in enumerate(refs)}
+    outcomes: list[Any] = [None] * len(refs)
     waiting = list(refs)
-    results: dict[ray.ObjectRef, Any] = {}
     while waiting:
-        left = began + deadline_s - time.monotonic()
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, min(HEARTBEAT_S, left)))
-        if not ready:
-            late = ", ".join(name_of[ref] for ref in waiting)
-            if left <= HEARTBEAT_S:
-                raise TimeoutError(f"{late} did not answer {verb} within {deadline_s:.0f} s")
+        now = time.monotonic()
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, min(HEARTBEAT_S, until - now)))
+        late = [names[place[ref]] for ref in waiting]
+        if ready:
+            i = place[ready[0]]
+            outcomes[i] = _outcome(ready[0], names[i], verb)
+            if isinstance(outcomes[i], RoleError) and (rest := failed(i, outcomes[i])) is not None:
+                until = min(until, time.monotonic() + rest)
+        elif until - now <= HEARTBEAT_S:
+            for ref in waiting:
+                outcomes[place[ref]] = TimeoutError(_late([names[place[ref]]], verb, until - began))
+            break
+        else:
             waited = time.monotonic() - began
-            print(f"waiting for {late}: {verb}, for {waited:.0f} s of at most {deadline_s:.0f} s", file=sys.stderr)
-            continue
-        results[ready[0]] = _result(ready[0], name_of[ready[0]], verb)
-    return [results[ref] for ref in refs]
+            print(
+                f"waiting for {', '.join(late)}: {verb}, for {waited:.0f} s of at most {deadline_s:.0f} s",
+                file=sys.stderr,
+            )
+    return outcomes
 
 
-def _result(ref: ray.ObjectRef, name: str, verb: str) -> Any:
+def _end(place: int, error: RoleError) -> float:
+    """A rank that loses its neighbour in a collective fails a moment before Ray knows that the neighbour is dead."""
+    return 0.0 if isinstance(error, RoleDied) else OTHERS_S
+
+
+def _late(names: Sequence[str], verb: str, seconds: float) -> str:
+    return f"{', '.join(names)} did not answer {verb} within {seconds:.0f} s"
+
+
+def _outcome(ref: ray.ObjectRef, name: str, verb: str) -> Any:
     try:
         return ray.get(ref, timeout=60)
     except RayTaskError as error:
         cause = error.cause
-        raise RoleError(f"{name} failed in {verb}: {type(cause).__name__}: {cause}") from error
+        failure = RoleError(f"{name} failed in {verb}: {type(cause).__name__}: {cause}")
+        failure.__cause__ = error
     except RayActorError as error:
-        raise RoleError(f"{name} died in {verb}: {error}") from error
+        failure = RoleDied(f"{name} died in {verb}: {why_dead(error)}")
+        failure.__cause__ = error
+    return failure
+
+
+def why_dead(error: RayError) -> str:
+    """The end of what Ray says, without its advice."""
+    return str(error).strip().splitlines()[-1].partition(" Some common causes")[0]

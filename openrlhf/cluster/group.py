@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from openrlhf.cluster.calls import ask, await_timed
+from openrlhf.cluster.watch import Line
 from openrlhf.data.balance import even_shares
 from openrlhf.types import Batch, Metrics, pad_columns
 
@@ -30,7 +31,7 @@ class Group:
         workers: Sequence[Any],
         lock: threading.RLock,
         sleeps: bool,
-        executor: ThreadPoolExecutor,
+        line: Line,
         deadline_s: float,
         sharing: int = 1,
         worked: Callable[[float], None] = lambda seconds: None,
@@ -42,28 +43,28 @@ class Group:
         self.names = [f"{role} worker {i} of {len(workers)}" for i in range(len(workers))]
         self.lock = lock
         self.sleeps = sleeps
-        self.executor = executor
+        self.line = line
         self.deadline_s = deadline_s
         self.sharing = sharing
         self.worked = worked
 
     def submit(self, verb: str, *args: Any) -> Future[list[Any]]:
         """Every worker runs ``verb`` with the same arguments; their answers in rank order."""
-        return self.executor.submit(self._awake_call, verb, [args] * len(self.workers))
+        return self.line.submit(self._awake_call, verb, [args] * len(self.workers))
 
     def submit_rows(self, verb: str, batch: Batch, *args: Any) -> Future[Any]:
         """Each worker gets its rows and the same further arguments; a tensor with a row for each row of the batch comes
         back, in its order."""
-        return self.executor.submit(self._rows_call, verb, batch, args)
+        return self.line.submit(self._rows_call, verb, batch, args)
 
     def submit_update(self, batch: Batch, mini_batch: int, *args: Any) -> Future[Any]:
         """Each worker updates on its rows of each ``mini_batch`` rows. The metrics are those of the whole batch on
         every rank: take the first's."""
-        return self.executor.submit(self._update_call, batch, mini_batch, args)
+        return self.line.submit(self._update_call, batch, mini_batch, args)
 
     def submit_reason(self, verb: str, *args: Any) -> Future[str | None]:
         """As ``submit``, for a verb that answers why it failed, or None: what the first that failed says."""
-        return self.executor.submit(self._reason_call, verb, args)
+        return self.line.submit(self._reason_call, verb, args)
 
     def call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Blocking, without the lock: the caller holds it or needs none."""

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import ray
 from torch import Tensor
 
-from openrlhf.cluster.calls import ask, await_all, await_timed
+from openrlhf.cluster.calls import await_all
+from openrlhf.cluster.engines import Engines
 from openrlhf.cluster.group import Group
 from openrlhf.cluster.placement import plan
-from openrlhf.cluster.start import engine_dtype, gpus_there, start_engines, start_workers
+from openrlhf.cluster.start import engine_dtype, engine_starter, gpus_there, start_workers
+from openrlhf.cluster.watch import Line, Watch
 from openrlhf.cluster.weight_sync import WeightSync, sync_backend
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import evaluation_rollout, ranks_sharing_rows, reward_models
 from openrlhf.config.groups import RolloutConfig
 from openrlhf.rollout.agents import agent_of
 from openrlhf.rollout.collect import collect, sampling_params, with_rewards
-from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
+from openrlhf.rollout.engine import EnginesLost
 from openrlhf.rollout.rewards import RewardFunction
 from openrlhf.rollout.sources import reward_function
 from openrlhf.training.busy import BusyClock
-from openrlhf.training.roles import Absent, Critic, Reference, RewardModels, Roles, gather
+from openrlhf.training.roles import Absent, Critic, PartLost, Reference, RewardModels, Roles, gather
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
 
@@ -94,44 +95,6 @@ class ClusterReward:
         return tuple(self.group.submit_rows("rewards", batch.inputs(), number) for number in range(self.models))
 
 
-class Engines:
-    """Several vLLM engines as one rollout engine: the prompts are divided evenly, in order."""
-
-    def __init__(
-        self, engines: list[Any], deadline_s: float, worked: Callable[[float], None] = lambda seconds: None
-    ) -> None:
-        """``worked`` hears how long each call kept the slowest engine busy."""
-        self.engines = engines
-        self.names = [f"vLLM engine {i} of {len(engines)}" for i in range(len(engines))]
-        self.deadline_s = deadline_s
-        self.worked = worked
-
-    def generate(self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Completion]:
-        # Seeds are numbered over all prompts, so the number of engines does not change what is sampled.
-        each = params_of_each(params, len(prompts))
-        cut = [round(i * len(prompts) / len(self.engines)) for i in range(len(self.engines) + 1)]
-        arguments = [(prompts[a:b], each[a:b]) for a, b in pairwise(cut)]
-        parts = self._call("generate", arguments)
-        return [completion for part in parts for completion in part]
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Slow: through the object store. Runs use ``WeightSync``."""
-        held = ray.put(list(weights))
-        self._call("load_weights", [(held, version)] * len(self.engines))
-
-    def sleep(self) -> None:
-        self._call("sleep", [()] * len(self.engines))
-
-    def wake(self) -> None:
-        self._call("wake", [()] * len(self.engines))
-
-    def _call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        refs = [ask(engine, verb, *args) for engine, args in zip(self.engines, arguments, strict=True)]
-        answers, seconds = await_timed(refs, self.names, verb, self.deadline_s)
-        self.worked(seconds)
-        return answers
-
-
 class ClusterRollout:
     """Collects with the engines and syncs them; holds their devices while they generate or take weights.
 
@@ -143,22 +106,21 @@ class ClusterRollout:
     def __init__(
         self,
         engines: Engines,
-        sync: WeightSync,
         lock: threading.RLock,
         sleeps: bool,
         config: PPOConfig,
         tokenizer: Any,
-        turns: ThreadPoolExecutor,
-        rewarding: ThreadPoolExecutor,
+        turns: Line,
+        rewarding: Line,
     ) -> None:
         """``turns`` and ``rewarding`` have one thread each."""
         self.engines = engines
-        self.weights = sync
         self.lock = lock
         self.sleeps = sleeps
         self.config = config
         self.tokenizer = tokenizer
         self.turns = turns
+        self.lost: EnginesLost | None = None
         self.rewarding = rewarding
         chunk = config.rollout.micro_rollout_batch_size
         self.reward_function = reward_function(config.reward, chunk, isolated=True)
@@ -187,6 +149,8 @@ class ClusterRollout:
         return sampled if function is None else self.rewarding.submit(self._reward, sampled, function)
 
     def _sample(self, prompts: list[Prompt], rollout: RolloutConfig, seed: int) -> list[Sample]:
+        if self.lost is not None:
+            raise self.lost
         params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
         with self.awake():
             n = rollout.n_samples_per_prompt
@@ -197,8 +161,12 @@ class ClusterRollout:
         return with_rewards(samples, function, self.tokenizer)
 
     def _sync(self, version: int) -> None:
-        with self.awake(), self.weights.actor.awake():
-            self.weights.send(version)
+        """Without engines the step can still end, and save what it learnt: the next rollout tells."""
+        try:
+            with self.awake(), self.engines.weights.actor.awake():
+                self.engines.sync(version)
+        except EnginesLost as lost:
+            self.lost = lost
 
 
 @contextmanager
@@ -206,11 +174,12 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
     """Inside a ``ray_session``: start every worker and engine, yield the roles, and end them, whatever happened."""
     placement = plan(config)
     gpus = gpus_there() > 0
-    executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="role")
-    turns = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engines")
-    rewarding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
+    watch = Watch(Path(config.checkpoint.save_path) / "stacks", deadline_s)
+    executor, turns, rewarding = Line(watch, 16, "role"), Line(watch, 1, "engines"), Line(watch, 1, "rewards")
     handles: list[Any] = []
+    started: list[Any] = []  # the engines, which may be replaced by others
     busy = BusyClock()
+    whole = True
     try:
         groups: dict[str, Group] = {}
         locks = {pool.name: threading.RLock() for pool in placement.pools}
@@ -222,24 +191,34 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
                     ranks_sharing_rows(config), partial(busy.add, pool.name),
                 )  # fmt: skip
         actor = groups["actor"]
-        engines = Engines(
-            start_engines(placement, config, gpus, actor.workers, deadline_s),
-            deadline_s,
-            actor.worked if placement.engines_share else partial(busy.add, "engines"),
-        )
-        handles += engines.engines
+        for group in groups.values():
+            watch.add(group.names, group.workers)
+        places = range(placement.engines)
+        names = [f"vLLM engine {i} of {len(places)}" for i in places]
+        start_engine = engine_starter(placement, config, gpus, actor.workers, deadline_s)
+
+        def start(place: int) -> Any:
+            watch.check()
+            engine = start_engine(place)
+            watch.add(names[place : place + 1], [engine], engines=True)
+            return engine
+
+        started += [start(place) for place in places]
         start_groups(groups.values(), total_steps, deadline_s)
-        sync = WeightSync(actor, engines.engines, engines.names, placement.engine_devices, deadline_s)
-        sync.connect(sync_backend(config.vllm.vllm_sync_backend, gpus, placement), engine_dtype(config))
+        backend, dtype = sync_backend(config.vllm.vllm_sync_backend, gpus, placement), engine_dtype(config)
+        sync = WeightSync(actor, started, names, placement.engine_devices, backend, dtype, deadline_s)
+        worked = actor.worked if placement.engines_share else partial(busy.add, "engines")
+        engines = Engines(started, names, start, sync, deadline_s, worked)
+        engines.meet()
         if config.model.load_in_4bit:
-            sync.send(0)  # the engines have loaded the weights as they were before they were quantised
+            engines.sync(0)  # they have loaded the weights as they were before they were quantised
         if placement.engines_sleep:
             engines.sleep()
         if placement.roles_sleep:
             for group in groups.values():
                 group.call("offload", [()] * len(group.workers))
         lock = actor.lock if placement.engines_share else threading.RLock()
-        rollout = ClusterRollout(engines, sync, lock, placement.engines_sleep, config, tokenizer, turns, rewarding)
+        rollout = ClusterRollout(engines, lock, placement.engines_sleep, config, tokenizer, turns, rewarding)
         mini_batch = config.train.train_batch_size
         critic: Critic = ClusterCritic(groups["critic"], mini_batch) if "critic" in groups else Absent()
         reference: Reference = Absent()
@@ -250,6 +229,7 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
         models = len(reward_models(config))
         reward: RewardModels = ClusterReward(groups["reward"], models) if "reward" in groups else Absent()
         busy.take()  # what the start took
+        watch.hangs_count = True
         yield Roles(
             rollout,
             ClusterActor(actor, mini_batch),
@@ -258,13 +238,20 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
             reward,
             busy,
         )
+    except (TimeoutError, PartLost) as failure:
+        whole = False
+        if isinstance(failure, TimeoutError) or isinstance(failure.__cause__, TimeoutError):
+            watch.write_stacks()
+        raise
     finally:
-        for handle in handles:
+        watch.close()
+        for handle in [*handles, *started]:
             ray.kill(handle)
         # What is left in line fails at once, as its workers are dead. A future that is cancelled in line would never
         # tell those that wait for it, and a thread that outlived Ray would never end.
+        # But where a process is lost, this one ends at once, whatever its threads wait for.
         for line in (turns, rewarding, executor):
-            line.shutdown(wait=True)
+            line.shutdown(wait=whole)
 
 
 def start_groups(groups: Iterable[Group], total_steps: int, deadline_s: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from openrlhf.backends.vllm import VLLMEngine, engine_environment
 from openrlhf.cluster.calls import await_all
 from openrlhf.cluster.placement import Placement, Pool, plan
+from openrlhf.cluster.watch import GROUPS
 from openrlhf.cluster.worker import WORKERS
 from openrlhf.config.commands import PPOConfig
 from openrlhf.models.hub import local_folder
@@ -68,7 +69,7 @@ def start_workers(pool: Pool, config: PPOConfig, gpus: bool, deadline_s: float) 
     started: dict[str, list[Any]] = {}
     for role in pool.roles:
         started[role] = [
-            ray.remote(WORKERS[role])
+            ray.remote(concurrency_groups=GROUPS)(WORKERS[role])
             .options(
                 num_cpus=CPU_SHARE,
                 num_gpus=(1.0 if alone else GPU_SHARE) if gpus else 0,
@@ -85,17 +86,18 @@ def worker_environment(gpus: bool) -> dict[str, str]:
     return {} if gpus else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "DS_ACCELERATOR": "cpu"}
 
 
-def start_engines(
+def engine_starter(
     placement: Placement, config: PPOConfig, gpus: bool, neighbours: list[Any], deadline_s: float
-) -> list[Any]:
-    """vLLM engines as actors: on devices of their own, or on those of ``neighbours``, the workers of the actor."""
+) -> Callable[[int], Any]:
+    """What starts the engine with a number, as often as it is needed: a vLLM engine as an actor, on devices of its own
+    or on those of ``neighbours``, the workers of the actor."""
     size = placement.engine_devices
     share = placement.engines_share and gpus
     ids = await_all(
         [worker.gpu_ids.remote() for worker in neighbours], ["actor worker"] * len(neighbours), "gpu_ids", deadline_s
     ) if share else []  # fmt: skip
-    engines = []
-    for number in range(placement.engines):
+
+    def start(number: int) -> Any:
         environment = engine_environment(gpus, size)
         options: dict[str, Any] = {"num_cpus": CPU_SHARE, "num_gpus": size if gpus and not share else 0}
         if share:
@@ -106,8 +108,10 @@ def start_engines(
                 "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
             }
         options["runtime_env"] = {"env_vars": environment}
-        engines.append(ray.remote(VLLMEngine).options(**options).remote(**engine_arguments(config, number)))
-    return engines
+        engine = ray.remote(concurrency_groups=GROUPS)(VLLMEngine)
+        return engine.options(**options).remote(**engine_arguments(config, number))
+
+    return start
 
 
 def engine_arguments(config: PPOConfig, number: int) -> dict[str, Any]:

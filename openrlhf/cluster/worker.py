@@ -73,6 +73,7 @@ class ActorWorker(Worker):
 
     member: PolicyMember
     sender: WeightSender | None = None
+    version = 0  # of its weights: those that the engines have, and one more after an update
 
     def start(self, total_steps: int) -> None:
         from openrlhf.backends.deepspeed import DeepSpeedTrain
@@ -99,7 +100,12 @@ class ActorWorker(Worker):
         return ReferenceMember(SharedForward(self.member.engine), self.config).log_probs(batch)
 
     def update(self, batch: Batch, kl_coef: float) -> Metrics:
-        return self.member.update(batch, kl_coef)
+        metrics = self.member.update(batch, kl_coef)
+        self.version += 1
+        return metrics
+
+    def weight_version(self) -> int:
+        return self.version
 
     def save(self, folder: Path) -> None:
         self.member.engine.save(folder, load_tokenizer(self.config.model.pretrain, self.config.model))
@@ -121,13 +127,14 @@ class ActorWorker(Worker):
 
     def connect_transfer(self, group: TransferGroup) -> None:
         """Meet the engines. Over CUDA IPC each rank serves the engines on its own GPU, otherwise rank 0 serves all."""
-        if self.sender is None and group.backend == "ipc":
+        if self.rank > 0 and group.backend == "ipc":
             self.sender = WeightSender.peer(group, self.member.engine.device)
         if self.sender is not None:
             self.sender.connect()
 
     def send_weights(self, version: int) -> None:
         """Collective: every rank gathers, the senders send."""
+        self.version = version
         weights = self.member.engine.full_weights()
         if self.sender is not None:
             self.sender.send(weights, version)

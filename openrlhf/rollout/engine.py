@@ -30,6 +30,10 @@ class Completion:
     weight_version: int = 0
 
 
+class EnginesLost(ValueError):
+    """There is nothing left to sample with. What has been learnt so far is not touched by that."""
+
+
 class RolloutEngine(Protocol):
     """Token ids in, token ids out. Calls are blocking; each has its own deadline inside."""
 

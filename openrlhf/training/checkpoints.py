@@ -7,14 +7,17 @@ step at which they stop. An RL run has one driver, and the parts live where the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from openrlhf.config.groups import CheckpointConfig
 from openrlhf.data.sampler import Cursor
+from openrlhf.rollout.engine import EnginesLost
+from openrlhf.rollout.rewards import RewardFailed
 from openrlhf.training import checkpoint_files as files
 from openrlhf.training.roles import gather
 from openrlhf.training.signals import StopRequest
@@ -108,6 +111,22 @@ class Checkpoints:
             f"--load_checkpoint goes on from {self.root / files.step_name(progress.step)}"
         )
         raise Stopped
+
+    @contextmanager
+    def saved_first(self, progress: Progress) -> Iterator[None]:
+        """Inside, a failure of what makes samples ends the run after its state was saved: that is whole."""
+        try:
+            yield
+        except (EnginesLost, RewardFailed) as failure:
+            if progress.step == 0:
+                raise
+            self.end(progress, str(failure).rstrip("."))
+
+    def way_on(self) -> str:
+        """How a run that has lost a process goes on."""
+        if found := files.candidates(self.root):
+            return f"The same command with --load_checkpoint goes on from {found[0]}."
+        return f"There is no checkpoint in --ckpt_path {self.root} to go on from: --save_steps writes them."
 
     def end(self, progress: Progress, why: str) -> NoReturn:
         """Save, unless that has just been done, and raise ValueError that says ``why`` and where the state is."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from openrlhf.config.groups import LogConfig
 from openrlhf.training.busy import BusyClock
 from openrlhf.training.metric_names import EVALUATED, PASS_RATE, unknown_names
+from openrlhf.training.roles import PartLost
 from openrlhf.types import Metrics
 
 # What a person follows during a run; the rest is in metrics.jsonl.
@@ -126,6 +127,8 @@ class Phases:
             raise TimeoutError(
                 f"in the phase {part} after step {self.after}: {late}; --deadline says how long that may take"
             ) from late
+        except PartLost as lost:
+            raise PartLost(f"in the phase {part} after step {self.after}: {lost}") from lost
         self.seconds[f"time/{part}"] = time.monotonic() - start
         if (worked := self.busy.take()) is not None:
             self.seconds[f"busy/{part}"] = worked

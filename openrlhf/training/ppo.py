@@ -15,6 +15,7 @@ It knows roles, not machines: the same function runs in one process and on a clu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -71,15 +72,16 @@ def train(
         log.step(0, {**evaluated, **phases.seconds})
     episode, best = start.cursor.epoch, start.best
     asked = rollouts(config, roles, prompt_batches, start.step + 1, deadline_s)
-    step = start.step
+    step, cursor = start.step, start.cursor
     while True:
         # Where engines work beside the trainers, what they worked belongs to no phase.
         phases = Phases(None if ahead else roles.busy, step)
-        with phases("rollout"):
+        last = Progress(step, cursor, kl.coef, best)
+        with phases("rollout"), checkpoints.saved_first(last) if checkpoints else nullcontext():
             if (rollout := next(asked, None)) is None:
                 break
             (sampled,) = gather(rollout.samples, deadline_s=deadline_s)
-        step = rollout.step
+        step, cursor = rollout.step, rollout.cursor
         samples = fresh(sampled, step, config.rollout.max_staleness)
         batch = collate(samples, pad_token_id)
         with phases("reward"):

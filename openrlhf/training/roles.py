@@ -23,6 +23,11 @@ from openrlhf.types import Batch, Metrics, Prompt, Sample
 T = TypeVar("T")
 
 
+class PartLost(RuntimeError):
+    """A process of the run died or hangs. What it held is lost: the run ends, and a new start goes on from the last
+    checkpoint."""
+
+
 @dataclass(frozen=True)
 class StepStats:
     """One optimizer step: global gradient norm before clipping, learning rate that was used."""

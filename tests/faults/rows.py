@@ -25,7 +25,9 @@ DAMAGED = RESUME + "test_a_damaged_checkpoint_is_passed_over_for_the_one_before"
 ISOLATED, SKIPS = "rollout/test_isolated.py::", "recipes/test_skips.py::"
 TROUBLED = "faults/test_reward_server.py::test_troubles_that_pass_change_no_number"
 SAME = "the next process goes on bit for bit"
-ENGINES = "the tests of engines and ranks that die or hang are not here yet"
+REPLACED = "faults/test_engines.py::test_an_engine_that_dies_is_replaced"
+LOST, HANGS = "cluster/test_engines.py::", "faults/test_hangs.py::"
+PULSE = "training/test_pulse.py::test_ranks_that_hang_end_the_others_with_the_stacks_of_all"
 
 FAULTS = (
     Fault(
@@ -67,21 +69,61 @@ FAULTS = (
         (f"{RESUME}test_a_kill_inside_a_checkpoint[openrlhf.training.checkpoint_files:_flush_folder-5-6]",),
     ),
     Fault(
-        "R05", "kill −9 of an idle training rank", "the run ends in time with its name and starts again", (), ENGINES
+        "R05",
+        "kill −9 of an idle training rank",
+        "the run ends in time with its name and starts again",
+        (
+            f"{HANGS}test_r05_an_idle_rank_that_dies_ends_whatever_is_waited_for",
+            "faults/test_restarts.py::test_r05_a_run_that_loses_an_idle_rank_says_so_and_starts_again",
+            "faults/test_restarts.py::test_a_killed_driver_starts_again_from_its_checkpoint",
+        ),
     ),
-    Fault("R06", "kill −9 of a training rank in a collective", "as R05", (), ENGINES),
-    Fault("R07", "kill −9 of an idle engine", "it is replaced and its requests are sent again", (), ENGINES),
-    Fault("R08", "kill −9 of an engine while it samples", "as R07, the same samples", (), ENGINES),
-    Fault("R09", "kill −9 of an engine in a weight sync", "as R07, with the right weights", (), ENGINES),
-    Fault("R10", "an engine's core is dead, its actor is alive", "as R07", (), ENGINES),
     Fault(
-        "R11", "all engines die at once", "they start again; after three times a stop with a checkpoint", (), ENGINES
+        "R06",
+        "kill −9 of a training rank in a collective",
+        "as R05",
+        (
+            f"{HANGS}test_r06_a_rank_that_dies_in_a_collective_is_named",
+            "cluster/test_roles.py::test_a_role_that_dies_ends_the_run_with_its_name",
+        ),
     ),
-    Fault("R12", "an engine hangs (SIGSTOP)", "at the deadline it counts as dead", (), ENGINES),
+    Fault("R07", "kill −9 of an idle engine", "it is replaced and its requests are sent again", (f"{REPLACED}[R07]",)),
+    Fault("R08", "kill −9 of an engine while it samples", "as R07, the same samples", (f"{REPLACED}[R08]",)),
+    Fault("R09", "kill −9 of an engine in a weight sync", "as R07, with the right weights", (f"{REPLACED}[R09]",)),
     Fault(
-        "R13", "a training rank hangs (SIGSTOP)", "an end at the deadline, with the stacks of all ranks", (), ENGINES
+        "R10",
+        "an engine's core is dead, its actor is alive",
+        "as R07",
+        (f"{LOST}test_only_what_a_lost_engine_was_asked_for_is_asked_again",),
     ),
-    Fault("R14", "a host thread waits for ever", "as R13", (), ENGINES),
+    Fault(
+        "R11",
+        "all engines die at once",
+        "they start again; after three times a stop with a checkpoint",
+        (
+            f"{REPLACED}[R11]",
+            f"{LOST}test_after_three_failures_in_a_row_the_engines_are_lost",
+            "faults/test_engines_lost.py::test_what_was_learnt_is_saved",
+        ),
+    ),
+    Fault(
+        "R12",
+        "an engine hangs (SIGSTOP)",
+        "at the deadline it counts as dead",
+        (f"{REPLACED}[R12]", f"{HANGS}test_r12_an_engine_that_hangs_is_ended"),
+    ),
+    Fault(
+        "R13",
+        "a training rank hangs (SIGSTOP)",
+        "an end at the deadline, with the stacks of all ranks",
+        (f"{HANGS}test_r13_a_rank_that_hangs_is_named_and_all_stacks_are_written", PULSE),
+    ),
+    Fault(
+        "R14",
+        "a host thread waits for ever",
+        "as R13",
+        (f"{HANGS}test_r14_stacks_show_where_a_host_thread_waits", PULSE),
+    ),
     Fault(
         "R15",
         "SIGTERM in a rollout",
