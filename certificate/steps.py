@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from certificate.engine import GradientEngine
 from certificate.methods import Method
+from certificate.norms import Model, with_exact_norms
 from openrlhf.backends.local import LocalForward
 from openrlhf.config.groups import ModelConfig
 from openrlhf.training.fit import rank_part
@@ -64,8 +65,12 @@ class Subject:
 
 def load_subject(method: Method, folder: Path) -> Subject:
     config = ModelConfig(pretrain=str(folder))
-    frozen = None if method.load_frozen is None else LocalForward(method.load_frozen(folder, config).double())
-    return Subject(method, method.load(folder, config).double(), frozen)
+    frozen = None if method.load_frozen is None else LocalForward(exact(method.load_frozen(folder, config)))
+    return Subject(method, exact(method.load(folder, config)), frozen)
+
+
+def exact(model: Model) -> Model:
+    return with_exact_norms(model.double())
 
 
 subject = cache(load_subject)

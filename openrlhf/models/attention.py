@@ -1,9 +1,9 @@
 """Attention for packed rows without the flash-attn package, registered with Transformers.
 
 With ``cu_seq_lens_q`` among its arguments the function attends inside each segment only; without, it is Transformers'
-own scaled-dot-product attention. With ``ring_slice`` the keys come from all ranks of a ring first. On CUDA in half
-precision the segments go through torch's variable-length FlashAttention, elsewhere through one scaled-dot-product call
-for each run of equally long segments.
+own scaled-dot-product attention. With ``ring_slice`` the keys come from all ranks of a ring first; with ``key_slots``
+those of a segment come from anywhere in the row. On CUDA in half precision the segments go through torch's
+variable-length FlashAttention, elsewhere through one scaled-dot-product call for each run of equally long segments.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def attend(
     max_length_k: int | None = None,
     ring_slice: Slice | None = None,
     keys: Keys | None = None,
+    key_slots: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The attention function as Transformers calls it: query (B, heads, T, D), key and value (B, kv_heads, T, D).
@@ -83,6 +84,8 @@ def attend(
     """
     if keys is not None:
         key, value = keys.exchange(key, value)
+    if key_slots is not None:
+        key, value = key[:, :, key_slots], value[:, :, key_slots]
     if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **options

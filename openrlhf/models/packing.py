@@ -1,5 +1,8 @@
 """Running a decoder over a batch: padded as it is, packed into one row without padding, or a slice of such a row.
 
+Packed, a row does not repeat what it begins with as the row before it does, the prompt of a pair or a group for one:
+its tokens attend to those of that row. Nothing else tells the difference: the gradients of all rows add up there.
+
 All return flat hidden states and ``slots``, which say where token [b, t] lies in them, so that what comes after does
 not know the difference. On a ring a rank has the states of its own slice only; results are put together at the end.
 """
@@ -10,14 +13,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from openrlhf.models.attention import no_attention_mask
+from openrlhf.models.attention import NAME, no_attention_mask
 from openrlhf.models.experts import Balance, balance, experts_per_token, record_of
 from openrlhf.models.ring_attention import Ring, cut
 from openrlhf.models.row_ends import Ends, last_layer, only_at
 from openrlhf.types import Batch
 
 Options = dict[str, Any]  # further arguments of the decoder
+
+LEAST_SHARED = 1 / 16  # of a row; for less, gathering keys is not worth it
 
 
 class Hidden(NamedTuple):
@@ -60,8 +66,8 @@ def decode_ends(decoder: nn.Module, batch: Batch, packed: bool, ring: Ring | Non
         return hidden.states[slots[here]], here
     if packed:
         here = mask.any(dim=1)
-        slots = batch.lengths.cumsum(0)[here][None] - 1
-        ends = Ends(torch.zeros_like(slots), slots, nn.functional.pad(here.cumsum(0), (1, 0)).to(torch.int32))
+        slots = _pack(decoder, batch).slots.gather(1, columns)[here].T
+        ends = Ends(torch.zeros_like(slots), slots, _borders(here))
     else:
         here = torch.ones_like(mask[:, 0])
         ends = Ends(torch.arange(len(mask), device=mask.device)[:, None], columns)
@@ -82,15 +88,45 @@ def _decode_padded(decoder: nn.Module, batch: Batch, options: Options) -> tuple[
     return output, slots
 
 
+class _Packed(NamedTuple):
+    kept: Tensor  # (B, T) bool, tokens that are in the packed row
+    slots: Tensor  # (B, T) int64, where each token is in it, or the one that stands for it
+    shared: bool  # whether any token stands for another
+
+
+def _pack(decoder: nn.Module, batch: Batch) -> _Packed:
+    assert isinstance(decoder, PreTrainedModel)
+    mask = batch.attention_mask
+    first = _shared_tokens(batch) if decoder.config._attn_implementation == NAME else torch.zeros_like(batch.lengths)
+    kept = mask & (torch.arange(mask.shape[1], device=mask.device) >= first[:, None])
+    slots = _packed_slots(kept)
+    if not first.any():
+        return _Packed(kept, slots, False)
+    owner = torch.arange(len(mask), device=mask.device)[:, None].where(kept, 0).cummax(dim=0).values
+    return _Packed(kept, slots.gather(0, owner), True)
+
+
+def _shared_tokens(batch: Batch) -> Tensor:
+    """(B,) int64: how many tokens a row begins with that the row before begins with, too. Never a whole row."""
+    tokens, mask = batch.tokens, batch.attention_mask
+    same = (tokens[1:] == tokens[:-1]) & mask[1:] & mask[:-1]
+    count = torch.minimum(same.long().cumprod(dim=1).sum(dim=1), batch.lengths[1:] - 1).clamp(min=0)
+    return nn.functional.pad(count.where(count >= LEAST_SHARED * batch.lengths[1:], 0), (1, 0))
+
+
 def _decode_packed(decoder: nn.Module, batch: Batch, options: Options) -> tuple[Any, Tensor]:
     """All rows after each other in one row of N tokens; positions restart with each row."""
-    mask = batch.attention_mask
-    borders = nn.functional.pad(batch.lengths.cumsum(0), (1, 0)).to(torch.int32)
-    longest = int(batch.lengths.max())
-    output = _decode_row(
-        decoder, batch.tokens[mask], positions(mask)[mask], (borders, borders), (longest, longest), options
-    )
-    return output, _packed_slots(mask)
+    mask, (kept, slots, shared) = batch.attention_mask, _pack(decoder, batch)
+    each = kept.sum(dim=1), batch.lengths
+    borders = tuple(map(_borders, each))
+    longest = tuple(int(n.max()) for n in each)
+    if shared:
+        options = {**options, "key_slots": slots[mask]}
+    return _decode_row(decoder, batch.tokens[kept], positions(mask)[kept], borders, longest, options), slots
+
+
+def _borders(lengths: Tensor) -> Tensor:
+    return nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
 def _decode_slice(decoder: nn.Module, batch: Batch, ring: Ring, options: Options) -> tuple[Any, Tensor]:
@@ -113,10 +149,10 @@ def _decode_row(
     tokens: Tensor,
     position: Tensor,
     borders: tuple[Tensor, ...],
-    longest: tuple[int, int],
+    longest: tuple[int, ...],
     options: Options,
 ) -> Any:
-    """n tokens as one row. The attention functions get the borders of queries and keys as ``cu_seq_lens``. There
+    """N tokens as one row. The attention functions get the borders of queries and keys as ``cu_seq_lens``. There
     must be no mask and no cache: with either, Transformers lets the samples see each other."""
     with no_attention_mask():
         return decoder(

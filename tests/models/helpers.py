@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.cohere import CohereConfig
@@ -13,8 +11,8 @@ from transformers.models.llama import LlamaConfig
 from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from certificate.norms import with_exact_norms
 from openrlhf.models import attention
 from openrlhf.types import Batch
 
@@ -51,18 +49,11 @@ def build(family: str = "qwen3", dtype: torch.dtype = torch.float64, seed: int =
 
 
 def build_scorer(dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
-    """A random sequence classifier with one label and our attention, whose norms compute in its own type."""
+    """A random sequence classifier with one label and our attention and exact norms."""
     config = Qwen3Config(**SIZES, num_labels=1)
     torch.manual_seed(seed)
     hf = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention.NAME).to(dtype).train()
-    for module in hf.modules():
-        if isinstance(module, Qwen3RMSNorm):
-            module.forward = partial(rms_norm, weight=module.weight, eps=module.variance_epsilon)
-    return hf
-
-
-def rms_norm(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return torch.nn.functional.rms_norm(states, weight.shape, weight, eps)
+    return with_exact_norms(hf)
 
 
 def make_batch(lengths: tuple[int, ...] = (7, 3, 7, 7, 1, 5), seed: int = 0) -> Batch:
