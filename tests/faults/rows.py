@@ -271,6 +271,7 @@ FAULTS = (
             f"{ISOLATED}test_what_it_prints_is_no_part_of_its_answer",
             f"{ISOLATED}test_a_copy_of_it_says_nothing",
             f"{ISOLATED}test_the_time_limit",
+            f"{ISOLATED}test_a_fault_costs_its_own_sample_alone",
             f"{ISOLATED}test_what_it_started_ends_with_it",
             "rollout/test_rewards.py::test_a_wrong_answer_is_named",
             "rollout/test_sources.py::test_dropped_are_the_samples_at_fault_alone",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from openrlhf.rollout.isolated import IsolatedFunction
-from openrlhf.rollout.rewards import RewardFailed
+from openrlhf.rollout.rewards import RewardFailed, Rewards, Texts, call_reward_function
+from openrlhf.rollout.sources import dropping
 
 FILE = """
 import asyncio, ctypes, os, subprocess, sys, time
@@ -20,9 +22,10 @@ import asyncio, ctypes, os, subprocess, sys, time
 class Strange(Exception): pass
 
 def reward_func(queries, prompts, labels):
-    name = prompts[0]
+    name = next((p for p in prompts if p != "good"), "good")
     if name == "raises": raise Strange("in\\ntwo lines")
     if name == "nan": return [1.0, float("nan")]
+    if name == "infinite": return [float("inf")] * len(queries)
     if name == "short": return [1.0]
     if name == "sleeps": time.sleep(1000)
     if name == "deaf": time.sleep(1000)
@@ -38,7 +41,8 @@ def reward_func(queries, prompts, labels):
     if name == "async":
         async def later(): await asyncio.sleep(0.01); return [7.0, 8.0]
         return later()
-    return {"rewards": [len(q) for q in queries], "scores": [0, 1], "extra_logs": {"label": [float(x) for x in labels]}}
+    scores = [place % 2 for place in range(len(queries))]
+    return {"rewards": [len(q) for q in queries], "scores": scores, "extra_logs": {"label": [float(x) for x in labels]}}
 """
 
 
@@ -75,6 +79,7 @@ def test_its_answer_comes_through(function: IsolatedFunction) -> None:
     [
         ("raises", "it raised Strange: in two lines"),
         ("nan", r"reward_func: rewards\[1\] is nan"),
+        ("infinite", r"reward_func: rewards\[0\] is inf"),
         ("short", "rewards has 1 entries for 2 samples"),
         ("exits", r"it called exit\(3\)"),
         ("leaves", "ended its process with code 4"),
@@ -98,6 +103,24 @@ def test_a_copy_of_it_says_nothing(function: IsolatedFunction) -> None:
     for _ in range(3):
         assert ask(function, "forks").rewards == [1.0, 3.0]
         check_good(function)
+
+
+@pytest.mark.parametrize(
+    "fault", ["raises", "nan", "infinite", "sleeps", "exits", "leaves", "segfault", "prints", "forks"]
+)
+def test_a_fault_costs_its_own_sample_alone(function: IsolatedFunction, fault: str) -> None:
+    """What prints or forks and then answers is no failure at all."""
+
+    def limited(queries: Texts, prompts: Texts, labels: Texts) -> Rewards:
+        function.timeout_s = 0.5 if "sleeps" in prompts else 60
+        return function(queries, prompts, labels)
+
+    prompts = ["good", fault, "good", "good"]
+    answer = call_reward_function(dropping(limited, 60), ["a", "bb", "ccc", "dddd"], prompts, ["1"] * 4)
+    failed = [] if fault in ("prints", "forks") else [1]
+    assert list(answer.failures) == failed
+    assert [math.nan if math.isnan(r) else r for r in answer.rewards] == [1, math.nan if failed else 2, 3, 4]
+    assert [math.isnan(score) for score in answer.scores] == [False, bool(failed), False, False]
 
 
 def test_an_async_function_is_waited_for(function: IsolatedFunction) -> None:
