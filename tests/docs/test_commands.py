@@ -55,6 +55,7 @@ BLOCKS = [
 SCRIPT_WORDS = {
     "examples/scripts/serve_remote_rm.sh": ["model", "model --batch_size 4 --flash_attn"],
     "examples/gsm8k/run.sh": ["data.jsonl out", "data.jsonl out --local"],
+    "examples/preferences/run.sh": ["pairs.json out", "pairs.json out --local"],
     "examples/scripts/train_llama_slurm.sh": ["openrlhf.cli.train_rm --pretrain m --dataset d"],
 }
 SCRIPT_LINES = [

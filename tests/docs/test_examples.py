@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,22 @@ def test_gsm8k_prepare(tmp_path: Path) -> None:
     load_from_file(f"{ROOT}/examples/gsm8k/prepare.py:main", "test")(
         str(tmp_path / "rows.jsonl"), str(tmp_path / "base")
     )
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "base").iterdir()}
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_preferences_prepare(lines: bool, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "one", "chosen": "yes", "rejected": "no"},
+        {"prompt": [{"role": "user", "content": " two "}], "chosen": {"content": "yes"}, "rejected": {"value": "no"}},
+        {"conversations": [{"value": "before"}, {"value": "three"}], "chosen": {"value": "yes"}, "rejected": "no"},
+        {"prompt": "long " * 100, "chosen": "yes", "rejected": "no"},
+    ]
+    file = tmp_path / "rows"
+    file.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows), encoding="utf-8")
+    load_from_file(f"{ROOT}/examples/preferences/prepare.py:main", "test")(str(file), str(tmp_path))
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert pairs == [{"prompt": p, "chosen": "yes", "rejected": "no"} for p in ("one", "two", "three")]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "base").iterdir()}
 
 

@@ -1,0 +1,39 @@
+"""The commands of examples/preferences/run.sh as they stand, on pairs whose better answers say yes."""
+
+from __future__ import annotations
+
+import importlib
+import random
+from pathlib import Path
+
+import pytest
+
+from openrlhf.algorithms.registry import load_from_file
+from tests.docs.shell import commands_of
+from tests.recipes.helpers import column, write_rows
+
+SIZES = "SFT_EPOCHS=20 RM_EPOCHS=4 RL_PROMPTS=32 RL_EPISODES=5"
+
+
+@pytest.mark.slow
+def test_the_policy_learns_what_the_reward_model_has_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of word are in the better answers, which the policy starts from; the worse ones have only no."""
+    draw = random.Random(0)
+    answers = [" ".join(draw.choice(["yes", "no"]) for _ in range(12)) for _ in range(32)]
+    pairs = [
+        {"prompt": f"Shall we take the {i}. way?", "chosen": answer, "rejected": answer.replace("yes", "no", 5)}
+        for i, answer in enumerate(answers)
+    ]
+    write_rows(tmp_path / "pairs.json", pairs)
+    script = f"{SIZES} examples/preferences/run.sh pairs.json out --local"
+    commands = commands_of(script, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for words in commands:
+        if words[1] == "-m":
+            importlib.import_module(words[2]).main(words[3:])
+        else:
+            load_from_file(f"{words[1]}:main", "test")(*words[2:])
+    assert column(tmp_path / "out/rm", "eval_accuracy")[-1] == 1
+    rewards, kl = column(tmp_path / "out/rl", "reward"), column(tmp_path / "out/rl", "kl")
+    assert rewards[-1] > rewards[0] + 0.5
+    assert 0 < kl[-1] < 1
