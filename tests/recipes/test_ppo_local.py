@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ def test_samples_without_a_reward_are_left_out(flags: dict[str, Any], capsys: py
     assert [row["reward"] for row in rows] == [pytest.approx((0 + 1 + 2 + 4 + 5 + 6 + 7) / 7)] * 2
     with pytest.raises(RuntimeError, match="three is no number"):
         main(words(flags))
+
+
+def test_an_embedding_that_is_padded_beyond_the_tokenizer(flags: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    """A random model draws ids that have no text: they are learned from as they were drawn, and texts go without."""
+    build_model(tmp_path / "wide", vocab_size=320)
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "wide")
+    seen = tmp_path / "seen.py"
+    seen.write_text("def reward_func(queries, prompts, labels):\n    return [float(len(q)) for q in queries]\n")
+    flags |= {"pretrain": tmp_path / "wide", "remote_rm_url": seen, "num_episodes": 2, "advantage_estimator": "rloo"}
+    rows = metrics(run(main, flags))
+    lengths = [row["reward"] - len("say 0:") for row in rows]
+    assert all(0 < text < 0.95 * row["response_length"] for text, row in zip(lengths, rows, strict=True))
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert all(row["engine_log_prob_diff"] < 1e-4 for row in rows[:1])
 
 
 def scorer(model: Path, folder: Path) -> Path:

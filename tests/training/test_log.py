@@ -1,5 +1,6 @@
 import json
 import os
+import struct
 from contextlib import suppress
 from pathlib import Path
 
@@ -137,3 +138,36 @@ def test_wandb_gets_the_values_and_never_the_key(tmp_path, monkeypatch):
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert b"openrlhf_train_sft" in written
     assert b"canary" not in written
+
+
+def wandb_history(file: Path) -> list[dict[str, str]]:
+    """What one process logged, from the file that it left: records in LevelDB's log format, each whole here."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, rows = file.read_bytes(), 7, []
+    while place < len(data):
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        assert kind == 1  # a whole record: there are few, in the file's first block
+        record = Record.FromString(data[place + 7 : place + 7 + length])
+        if record.WhichOneof("record_type") == "history":
+            rows.append({item.key or item.nested_key[0]: item.value_json for item in record.history.item})
+        place += 7 + length
+    return rows
+
+
+@pytest.mark.slow
+def test_wandb_goes_on_with_the_run_of_before(tmp_path, monkeypatch):
+    """Two processes are one run: same id, same name, and each step once."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for steps, done, name in ([1, 2], 0, "began"), ([3], 2, "later"):
+        log = RunLog(tmp_path, LogConfig(use_wandb="true", wandb_run_name=name), {}, done=done)
+        for step in steps:
+            log.step(step, {"loss": 0.5 * step})
+        assert log.sinks[0].run.name == "began"
+        log.close()
+    files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    assert len({file.name for file in files}) == 1
+    rows = [row for file in files for row in wandb_history(file)]
+    assert [(row["_step"], row["loss"]) for row in rows] == [("1", "0.5"), ("2", "1"), ("3", "1.5")]

@@ -11,6 +11,7 @@ import torch
 from openrlhf.backends.local import LocalTrain
 from openrlhf.config.groups import OptimConfig
 from openrlhf.objectives.loss import Loss
+from openrlhf.training.roles import StepStats
 from openrlhf.training.update import optimizer_step, update, weighted_sum
 from openrlhf.types import Batch
 from tests.training.helpers import (
@@ -85,6 +86,41 @@ def test_a_loss_that_is_not_finite_costs_its_mini_batch_alone(
     assert seen.pop("skipped_step/1") == seen.pop("skipped_steps") == 1 and expected.pop("skipped_steps") == 0
     del seen["lr"], expected["lr"]  # the mean over all three steps
     assert seen == pytest.approx(expected, rel=1e-12)
+
+
+class SharedTrain(LocalTrain):
+    """Its gradient is the sum over two ranks."""
+
+    def __init__(self, model, rank: int, sum_over_ranks) -> None:
+        super().__init__(model, OptimConfig(lr_warmup_ratio=0), 1e-3, total_steps=4)
+        self.rank, self.world = rank, 2
+        self.sum_over_ranks = sum_over_ranks
+
+    def step(self) -> StepStats:
+        for parameter in self.parameters:
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.sum_over_ranks(own)
+        return super().step()
+
+
+def test_a_loss_that_one_of_two_ranks_finds_not_finite_costs_both_the_step() -> None:
+    """The second of three mini-batches, each a row a rank; no gradient flows from that loss."""
+    batch = batch_of("policy", model_of("policy"))
+    tokens = batch.tokens.clone()
+    tokens[:, 0] = torch.arange(len(batch))
+    batch, models = batch.fill(tokens=tokens), [model_of("policy"), model_of("policy")]
+
+    def rank(number: int, sum_over_ranks):
+        engine = SharedTrain(models[number], number, sum_over_ranks)
+        rows = batch.select(slice(number, None, 2))
+        return update(engine, rows, spoiling("policy", 3, math.nan), 2, 1, epochs=1), weights(engine.model)
+
+    (one, mine), (two, yours) = on_two_ranks(rank)
+    assert one["skipped_steps"] == two["skipped_steps"] == 1 and "skipped_step/1" in one.keys() & two.keys()
+    assert torch.equal(mine, yours)
+    alone = LocalTrain(model_of("policy"), OptimConfig(lr_warmup_ratio=0), 1e-3, total_steps=4)
+    update(alone, batch.select([0, 1, 4, 5]), objective("policy"), 2, 1, epochs=1)
+    torch.testing.assert_close(mine, weights(alone.model), rtol=0, atol=1e-8)
 
 
 def test_slots_outside_the_action_mask_may_hold_nan(name: str, batch: Batch) -> None:
