@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "interactive_chat": ("openrlhf.cli.interactive_chat", "conversation with a model in the terminal"),
     "replay": ("openrlhf.cli.replay", "rewards, advantages and losses of a stored RL step, computed again"),
     "diagnose": ("openrlhf.cli.diagnose", "what went wrong in a run, with the numbers and samples behind it"),
+    "view": ("openrlhf.cli.view", "a page of a run's curves, rollouts and tokens, beside another run's"),
     "demo": ("openrlhf.cli.demo", "the whole pipeline on a tiny model, in one process"),
 }
 

@@ -1,4 +1,4 @@
-"""What a diagnosis looks at: the metrics, the first and the last stored samples, the flags; and plain statistics."""
+"""What a diagnosis looks at: metrics, samples of the beginning, the middle and the end, flags; and plain statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from openrlhf.inspect.run_folder import Line, read_flags, read_metrics, steps_of, stored
 from openrlhf.training.sample_file import StoredSample, StoredStep
 
-ENDS = 5  # stored steps that are read at the beginning and at the end of a run
+ENDS = 5  # stored steps that are read at the beginning, in the middle and at the end of a run
 FEW_STEPS, FEW_SAMPLES = 10, 32  # fewer are thin evidence
 Named = tuple[str, StoredSample]  # with the sample's name
 
@@ -27,6 +27,7 @@ class Evidence:
     lines: Sequence[Line]
     early: Sequence[StoredStep] = ()
     late: Sequence[StoredStep] = ()
+    middle: Sequence[StoredStep] = ()
     flags: dict[str, Any] = field(default_factory=dict)
     skipped: Sequence[dict[str, Any]] = ()  # lines of skipped.jsonl
 
@@ -61,13 +62,16 @@ class Evidence:
 def gather_evidence(run: Path) -> Evidence:
     """Raises ValueError for a file of samples that cannot be read."""
     steps = steps_of(run)
-    read = {step: stored(run, step) for step in dict.fromkeys(steps[:ENDS] + steps[-ENDS:])}
+    between = steps[ENDS:-ENDS]
+    middle = between[:: math.ceil(len(between) / ENDS) or 1]
+    read = {step: stored(run, step) for step in dict.fromkeys(steps[:ENDS] + middle + steps[-ENDS:])}
     skips = run / "skipped.jsonl"
     lines = skips.read_text(encoding="utf-8").splitlines(keepends=True) if skips.is_file() else []
     return Evidence(
         lines=read_metrics(run),
         early=[read[step] for step in steps[:ENDS]],
         late=[read[step] for step in steps[-ENDS:]],
+        middle=[read[step] for step in middle],
         flags=read_flags(run),
         skipped=[json.loads(line) for line in lines if line.endswith("\n")],
     )

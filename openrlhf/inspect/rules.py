@@ -76,22 +76,24 @@ def entropy_collapse(run: Evidence) -> Finding | Unknown | None:
 def length_hacking(run: Evidence) -> Finding | Unknown | None:
     """The reward follows the length within groups, the length has changed a lot, and nothing else says it is better."""
     lengths = run.curve("response_length")
-    late, early = within_groups(run.late), within_groups(run.early)
-    if not lengths or late is None:
+    # Where all answers have become alike, nothing varies any more: what drove them there is seen before.
+    parts = {"first": run.early, "middle": run.middle, "last": run.late}
+    seen = {when: found for when, steps in parts.items() if (found := within_groups(steps)) is not None}
+    if not lengths or not seen:
         return Unknown("no samples whose reward and length differ within a group")
     first, last = ends(lengths)
     grown = last / max(first, 1e-6)
-    longer = late > 0.5 and grown > 1.5
-    shorter = late < -0.5 and grown < 1 / 1.5
+    strongest = max(seen.values(), key=abs)
+    longer = strongest > 0.5 and grown > 1.5
+    shorter = strongest < -0.5 and grown < 1 / 1.5
     if not (longer or shorter) or _better(run):
         return None
     order = sorted(run.last_samples, key=lambda each: length(each[1]), reverse=longer)
     return Finding(
         what=f"reward hacking by length: {'longer' if longer else 'shorter'} answers get more, whatever they say",
-        weight=0.5 + 0.5 * abs(late),
+        weight=0.5 + 0.5 * abs(strongest),
         numbers={
-            "correlation of reward and length within groups, last steps": late,
-            **({} if early is None else {"the same in the first steps": early}),
+            **{f"correlation of reward and length within groups, {when} steps": each for when, each in seen.items()},
             "response_length, first fifth": first,
             "response_length, last fifth": last,
         },

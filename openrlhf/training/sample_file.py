@@ -108,10 +108,10 @@ def write_step(path: Path, step: StoredStep) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_step(path: Path) -> StoredStep:
-    """Raises ValueError, naming the file, when it is not one of ours."""
+def read_step(path: Path, prompt_id: int | None = None) -> StoredStep:
+    """All samples of a file, or those of a prompt. Raises ValueError, naming the file, when it is not one of ours."""
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, filters=None if prompt_id is None else [("prompt_id", "=", prompt_id)])
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as samples of a step ({error}); leave it out.") from None
     said = (table.schema.metadata or {}).get(META)

@@ -25,14 +25,14 @@ HOMES = {
     "flash_attn": ["models/*"],
     "httpx2": ["rollout/http.py"],
     "math_verify": ["rollout/math_child.py"],
-    "starlette": ["backends/reward_server.py"],
+    "starlette": ["backends/reward_server.py", "inspect/serve.py"],
     "uvicorn": ["backends/reward_server.py"],
     "trl": [],
     "pytest": [],
 }
 OPTIONAL = ["ray", "deepspeed", "vllm", "wandb", "tensorboard", "bitsandbytes", "liger_kernel", "flash_attn"]
 OPTIONAL += ["math_verify", "starlette", "uvicorn"]
-NOT_BASE = ["cluster/*", "backends/deepspeed*.py", "backends/vllm*.py", "backends/reward_server.py"]
+NOT_BASE = ["cluster/*", "backends/deepspeed*.py", "backends/vllm*.py", "backends/reward_server.py", "inspect/serve.py"]
 NOT_BASE += ["rollout/math_child.py"]
 
 

@@ -15,8 +15,11 @@ from openrlhf.models.tiny import build_model, build_tokenizer
 from tests.recipes.helpers import run, write_rows
 
 SHORT = """
+END = "<|im_end|>"
+
 def reward_func(queries, prompts, labels):
-    return {"rewards": [-len(q) + len(p) for q, p in zip(queries, prompts)], "scores": [0.5] * len(queries)}
+    answers = [q[len(p):] for q, p in zip(queries, prompts)]
+    return {"rewards": [2 * a.endswith(END) - len(a) / 24 for a in answers], "scores": [0.5] * len(answers)}
 """
 SAME = """
 def reward_func(queries, prompts, labels):
@@ -40,10 +43,11 @@ def findings(tmp_path: Path, reward: str, **given: Any) -> dict[str, Finding]:
 
 @pytest.mark.slow
 def test_a_reward_for_brevity(tmp_path: Path) -> None:
-    found = findings(tmp_path, SHORT)
+    found = findings(tmp_path, SHORT, num_episodes=24)
     assert "shorter answers" in found["length_hacking"].what
     assert "kl_runaway" in found  # the learning rate of 2e-2 sees to that
-    assert "truncation" not in found
+    assert found["length_hacking"].numbers["response_length, last fifth"] < 3
+    assert "entropy_collapse" in found and "truncation" not in found
 
 
 @pytest.mark.slow
