@@ -5,6 +5,7 @@
 # make certificate  measure that nothing which must not change a gradient does; writes docs/certificate.md (a few minutes)
 # make faults   inject every fault that a run must survive; writes docs/faults.md (about ten minutes)
 # make soak     2000 RL steps on Ray, vLLM and DeepSpeed, and what they leave behind (about seven minutes)
+# make learning  every advantage estimator learns in one process and on Ray, apart and together; writes docs/learning.md
 # make cluster  install what `.venv/bin/openrlhf demo --cluster` needs on a machine without a GPU
 # make docs     build the documentation as a site in site/, every link checked
 # make lock     write requirements/*.lock from the versions in .venv (see requirements/lock.py)
@@ -34,7 +35,7 @@ export MPLBACKEND ?= agg
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo check test bench certificate docs faults soak cluster lock
+.PHONY: demo check test bench certificate learning docs faults soak cluster lock
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.base
@@ -54,6 +55,9 @@ bench: $(VENV)/.test
 
 certificate: $(VENV)/.test
 	$(BIN)/python -m certificate --write
+
+learning: $(VENV)/.test
+	$(BIN)/python -m certificate.learning --write
 
 faults: $(VENV)/.test
 	$(BIN)/python -m tests.faults --write

@@ -16,6 +16,7 @@ import transformers
 from certificate.launch import on_two_ranks
 from certificate.material import write_models
 from certificate.methods import METHODS
+from certificate.runs import placed_rows, resumed_rows
 from certificate.saved import SAVED, TEXT, TOLERANCE, error
 from certificate.statements import STATEMENTS, worst
 from certificate.steps import subject
@@ -41,6 +42,12 @@ def main() -> None:
             rows += on_two_ranks("certificate.ranks", Path(folder), Path(folder) / "rows.json")
         else:
             missing.append("DeepSpeed is not installed here: the rows of several ranks are missing.")
+        print("whole runs …", flush=True)
+        rows += resumed_rows(Path(folder))
+        if all(find_spec(package) for package in ("ray", "vllm", "deepspeed")):
+            rows += placed_rows(Path(folder) / "placed")
+        else:
+            missing.append("Ray, vLLM or DeepSpeed is not installed here: I9 is missing.")
     text = page(rows, missing, packages)
     print(text)
     if args.write:

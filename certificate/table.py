@@ -13,13 +13,14 @@ Made by `make certificate`. A row compares steps of one method that must be the 
 project's own update, on random ragged examples and a tiny Qwen3. The errors are the largest difference of an entry of
 the gradient, as a part of its largest entry, and the largest difference of a number of the log (loss, accuracies,
 norm, …), as a part of that number or of 1. Gradients are in float64, except where the row says float32; what a frozen
-model says and the sums of the log are float32 everywhere. A row is met when both errors are within the tolerance. The
-tests run the same checks, and break the code in each of these ways to see that the check notices."""
+model says and the sums of the log are float32 everywhere. I9 to I11 compare whole runs and folders: there the number
+is the largest difference of a saved weight, a logit or a number of the log. A row is met when both errors are within
+the tolerance. The tests run the same checks, and break the code in each of these ways to see that the check notices."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """``gradient`` is None where there is none to compare; ``numbers`` are those of the log, or logits."""
+    """``gradient`` is None where there is none to compare; ``numbers`` are those of the log, weights or logits."""
 
     id: str
     statement: str

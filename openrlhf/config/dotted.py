@@ -38,6 +38,8 @@ RENAMED = {
     "train.batch_size": "train_batch_size", "train.micro_batch_size": "micro_train_batch_size",
     "train.full_determinism_enable": "full_determinism", "train.colocate_all": "colocate_all_models",
     "train.async_enable": "async_train", "train.partial_rollout_enable": "partial_rollout",
+    "train.dynamic_batch_enable": "use_dynamic_batch", "train.max_tokens_per_gpu": "train_max_tokens_per_gpu",
+    "rollout.max_tokens_per_gpu": "rollout_max_tokens_per_gpu",
     "rollout.batch_size": "rollout_batch_size", "rollout.micro_batch_size": "micro_rollout_batch_size",
     "rollout.max_new_tokens": "generate_max_len",
     "ref.model_name_or_path": "ref_pretrain", "reward.model_name_or_path": "reward_pretrain",

@@ -15,9 +15,11 @@ TIMES = ("step_seconds", "tokens_per_second")
 
 
 def words(flags: dict[str, Any]) -> list[str]:
-    """``{"local": True, "seed": 1}`` → ``["--local", "--seed", "1"]``."""
+    """``{"local": True, "seed": 1}`` → ``["--local", "--seed", "1"]``; what is None is left out."""
     line: list[str] = []
     for name, value in flags.items():
+        if value is None:
+            continue
         line += (
             [f"--{name}"]
             if value is True
