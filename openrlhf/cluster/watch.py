@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ T = TypeVar("T")
 ASIDE = "watch"  # the concurrency group in which an actor answers while it works
 GROUPS = {ASIDE: 1}  # what ray.remote is told of it
 ASK_EVERY_S = 2.0
+HEAD_S = 10.0  # Ray's head is given so long to come back; Ray itself would end this process without a word after 60
 SILENCE_S = 120.0  # a process that answers nothing for so long, not even this, hangs
 
 
@@ -56,6 +58,7 @@ class Watch:
         self._open: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._head, self._head_seen = head_address(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
@@ -112,6 +115,11 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(timeout=ASK_EVERY_S):
+            if not is_gone(self._head):
+                self._head_seen = time.monotonic()
+            elif time.monotonic() - self._head_seen > HEAD_S:
+                self._fail(PartLost(f"Ray's head, at {self._head}, is gone"))
+                return
             for watched in list(self._watched.values()):
                 self._look(watched)
 
@@ -183,6 +191,24 @@ class Line:
 
     def shutdown(self, wait: bool) -> None:
         self.pool.shutdown(wait=wait)
+
+
+def head_address() -> str:
+    """Host and port of the head of the cluster that this process is in."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def is_gone(address: str) -> bool:
+    """Whether nobody listens there any more. A machine that does not answer may only be busy."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ASK_EVERY_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def on_node(node: str, function: Callable[..., None], *args: Any) -> None:

@@ -143,6 +143,23 @@ def test_r14_stacks_show_where_a_host_thread_waits(group: Any, tmp_path: Path) -
         assert "in wait_for_ever" in (tmp_path / "stacks" / f"{name}.txt").read_text()
 
 
+def test_r45_the_end_of_rays_head_is_told(session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a head that only listens."""
+    from openrlhf.cluster import watch
+
+    monkeypatch.setattr(watch, "HEAD_S", 1.0)
+    head = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{head.getsockname()[1]}"
+    monkeypatch.setattr(watch, "head_address", lambda: address)
+    watching = watch.Watch(tmp_path / "stacks", DEADLINE_S)
+    waits = watching.bound(Future())
+    time.sleep(2 * watch.ASK_EVERY_S)
+    assert not waits.done()
+    head.close()
+    assert ends(waits) == f"Ray's head, at {address}, is gone"
+    watching.close()
+
+
 def test_a_run_without_a_hang_leaves_no_stacks(group: Any, tmp_path: Path) -> None:
     gather(group.submit("collective"), deadline_s=DEADLINE_S)
     group.line.watch.close()
