@@ -58,6 +58,7 @@ class Watch:
         self._open: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._written = False
         self._head, self._head_seen = head_address(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -88,8 +89,9 @@ class Watch:
         """Every process writes into the folder where it stands, as this one does. One that was stopped goes on.
 
         Only the first time: later ones would show how the run ends."""
-        if (self.folder / "driver.txt").exists():
+        if self._written:
             return
+        self._written = True
         nodes: dict[str, list[int]] = defaultdict(list)
         for watched in list(self._watched.values()):
             if watched.place is not None:

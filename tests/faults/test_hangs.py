@@ -54,11 +54,11 @@ def session() -> Iterator[None]:
 
 @pytest.fixture
 def group(session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two ranks that are watched, in a process group. A hang is one of five seconds."""
+    """Two ranks that are watched, in a process group. A hang is one of 15 seconds."""
     from openrlhf.cluster import watch
     from openrlhf.cluster.group import Group
 
-    monkeypatch.setattr(watch, "SILENCE_S", 5.0)
+    monkeypatch.setattr(watch, "SILENCE_S", 15.0)
     watching = watch.Watch(tmp_path / "stacks", DEADLINE_S)
     ranks = [ray.remote(concurrency_groups=watch.GROUPS)(Rank).options(num_cpus=0).remote() for _ in range(2)]
     group = Group("actor", ranks, threading.RLock(), False, watch.Line(watching, 4, "role"), DEADLINE_S)
@@ -125,7 +125,7 @@ def test_r12_an_engine_that_hangs_is_ended(group: Any) -> None:
 def test_r13_a_rank_that_hangs_is_named_and_all_stacks_are_written(group: Any, tmp_path: Path) -> None:
     pid = process_of(group.workers[1])
     os.kill(pid, signal.SIGSTOP)
-    assert "actor worker 1 of 2 hangs: it has answered nothing for 5 s" in ends(group.submit("collective"))
+    assert "actor worker 1 of 2 hangs: it has answered nothing for 15 s" in ends(group.submit("collective"))
     group.line.watch.close()
     stacks = {file.stem: file.read_text() for file in (tmp_path / "stacks").iterdir()}
     assert stacks.keys() == {"driver", *group.names}
