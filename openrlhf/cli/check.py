@@ -151,7 +151,7 @@ def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("error", "data", str(error))
     if isinstance(config, PPOConfig) and prompts:
-        yield from gathered("reward", look_at_rewards(config, prompts, tokenizer.eos_token))
+        yield from gathered("reward", look_at_rewards(config, prompts, tokenizer))
 
 
 def here() -> Cluster | None:

@@ -103,9 +103,7 @@ def test_a_stranger_among_the_models(
     )
 
 
-def test_a_reward_is_called_on_labels_and_on_an_evasion(
-    flags: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reward_is_tried_on_answers(flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     line = of("ppo", flags)
     line["remote_rm_url"].write_text(
         "def reward_func(queries, prompts, labels):\n"
@@ -113,11 +111,12 @@ def test_a_reward_is_called_on_labels_and_on_an_evasion(
     )
     _, lines = check(["ppo", *words(line)], capsys)
     where = f"ok reward --remote_rm_url {line['remote_rm_url']}"
-    assert f"{where}: the labels as answers get 1, 1, 1, 1; 'I do not know.' gets 0, 0, 0, 0" in lines
+    assert f"{where}: of 4 rows, answers are paid: right ones 1, cut ones 0, repeated ones 1, empty ones 0" in lines
+    assert any("repeated ones 1: no less" in text for text in lines if text.startswith("warning reward"))
     line["remote_rm_url"].write_text("def reward_func(queries, prompts, labels):\n    return [1.0]\n")
     code, lines = check(["ppo", *words(line)], capsys)
     assert code == 1
-    assert any("rewards has 1 entries for 8 samples" in text for text in lines if text.startswith("error reward"))
+    assert any("rewards has 1 entries for 4 samples" in text for text in lines if text.startswith("error reward"))
 
 
 def on_a_cluster(flags: dict[str, Any], **more: Any) -> list[str]:
