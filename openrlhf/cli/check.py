@@ -172,7 +172,7 @@ def command_module(verb: str) -> ModuleType:
 
 def take_apart(words: Sequence[str]) -> Line:
     """Raises ValueError when there is no command in the line, or words stand before it that are no launcher's."""
-    rest, own = _own_flags(words)
+    rest, own = own_flags(words, ("assume", "rows"))
     modules = {module: verb for verb, (module, _) in VERBS.items() if verb in CONFIGS}
     names = {name: verb for module, verb in modules.items() for name in (module, module.rpartition(".")[2], verb)}
     place = next((i for i, word in enumerate(rest) if word in names), None)
@@ -187,8 +187,9 @@ def take_apart(words: Sequence[str]) -> Line:
     return Line(names[rest[place]], rest[place + 1 :], _workers(rest[:place]), own.get("assume"), most)
 
 
-def _own_flags(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The words without ``--assume`` and ``--rows``, and the values of these, wherever they stand."""
+def own_flags(words: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The words without the flags ``names``, and the values of these, wherever they stand. Raises ValueError when one
+    has no value."""
     rest: list[str] = []
     own: dict[str, str] = {}
     waiting: str | None = None
@@ -196,7 +197,7 @@ def _own_flags(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         name, equals, value = word.partition("=")
         if waiting is not None:
             own[waiting], waiting = word, None
-        elif name in ("--assume", "--rows"):
+        elif name[:2] == "--" and name[2:] in names:
             own, waiting = ({**own, name[2:]: value}, None) if equals else (own, name[2:])
         else:
             rest.append(word)

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "batch_inference": ("openrlhf.cli.batch_inference", "answers to many prompts, or rewards of many answers"),
     "preview": ("openrlhf.cli.preview", "rows as a command's model would meet them, with what carries loss marked"),
     "reward": ("openrlhf.cli.reward", "a reward function or server tried on rows before a run"),
+    "plan": ("openrlhf.cli.plan", "layouts of a run that fit a cluster: memory, seconds, ready command lines"),
     "check": ("openrlhf.cli.check", "all that can be known of a run before it: flags, data, models, reward, disk"),
     "interactive_chat": ("openrlhf.cli.interactive_chat", "conversation with a model in the terminal"),
     "replay": ("openrlhf.cli.replay", "rewards, advantages and losses of a stored RL step, computed again"),

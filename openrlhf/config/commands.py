@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from openrlhf.config.groups import (
@@ -319,9 +320,14 @@ WITHOUT: dict[type[Command], frozenset[str]] = {
 }
 
 
+@cache  # reading the types of fields takes long for who asks about thousands of configurations
+def _hints(holder: Any) -> dict[str, Any]:
+    return get_type_hints(holder)
+
+
 def groups(command: type[Command]) -> dict[str, type]:
     """The groups of a command, by name."""
-    return get_type_hints(command)
+    return _hints(command)  # type: ignore[arg-type]  # a class is hashable
 
 
 def flags(command: type[Command], group: type) -> dict[str, Field[Any]]:
@@ -331,7 +337,7 @@ def flags(command: type[Command], group: type) -> dict[str, Field[Any]]:
 
 def types(command: type[Command]) -> dict[str, Any]:
     """The type of every flag of a command."""
-    hints = {group: get_type_hints(group) for group in groups(command).values()}
+    hints = {group: _hints(group) for group in groups(command).values()}
     return {name: hints[group][name] for group in hints for name in flags(command, group)}
 
 

@@ -1,0 +1,113 @@
+"""What of a model decides its memory and its time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from openrlhf.config.groups import ModelConfig
+from openrlhf.models.folder import count_parameters
+from openrlhf.models.load import load_config
+
+
+@dataclass(frozen=True)
+class Shape:
+    """``learns`` are the parameters that are trained: all of them, or an adapter's. ``width`` is heads × head_dim."""
+
+    parameters: int
+    learns: int
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one token in an engine's attention cache: keys and values of every layer in two bytes."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * 2
+
+    def forward_flops(self, length: float) -> float:
+        """Per token: two for each weight, and the causal half of the attention over ``length`` tokens."""
+        return 2 * self.parameters + 2 * self.layers * self.width * length
+
+    def train_flops(self, length: float) -> float:
+        """Per token, forward and backward: 6·N + 6·L·width·T (Chowdhery et al. 2022, arXiv:2204.02311, appendix B, of
+        whose attention the causal half is computed)."""
+        return 3 * self.forward_flops(length)
+
+
+def _sizes(kind: str, hidden: int, inner: int, layers: int, heads: int, kv: int, **more: Any) -> dict[str, Any]:
+    qwen = kind == "qwen2"
+    return {
+        "model_type": kind, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": 151936 if qwen else 128256, **more,
+    }  # fmt: skip
+
+
+# Qwen2.5 and Llama 3.1, as their config.json say.
+NAMED = {
+    "0.5B": _sizes("qwen2", 896, 4864, 24, 14, 2, tie_word_embeddings=True),
+    "1.5B": _sizes("qwen2", 1536, 8960, 28, 12, 2, tie_word_embeddings=True),
+    "3B": _sizes("qwen2", 2048, 11008, 36, 16, 2, tie_word_embeddings=True),
+    "7B": _sizes("qwen2", 3584, 18944, 28, 28, 4, vocab_size=152064),
+    "8B": _sizes("llama", 4096, 14336, 32, 32, 8),
+    "14B": _sizes("qwen2", 5120, 13824, 48, 40, 8, vocab_size=152064),
+    "32B": _sizes("qwen2", 5120, 27648, 64, 40, 8, vocab_size=152064),
+    "70B": _sizes("llama", 8192, 28672, 80, 64, 8),
+}
+FREE = re.compile(r"(\d+)x(\d+)")
+
+
+def find_shape(model: str, flag: str, settings: ModelConfig, scores: bool = False) -> Shape:
+    """Of a size (8B), of HIDDENxLAYERS (4096x32), or of a folder or hub name.
+
+    Raises ValueError naming ``flag`` when it is none of them.
+    """
+    if model.upper() in NAMED:
+        return shape_of(_config(NAMED[model.upper()]), settings, scores)
+    if free := FREE.fullmatch(model):
+        hidden, layers = int(free[1]), int(free[2])
+        heads = max(1, hidden // 128)
+        sizes = _sizes("qwen2", hidden, 7 * hidden // 2, layers, heads, min(8, heads), head_dim=128)
+        return shape_of(_config(sizes), settings, scores)
+    if "/" not in model and not Path(model).exists():
+        raise ValueError(
+            f"{flag} {model}: no such folder; give one, a size ({', '.join(NAMED)}), or HIDDENxLAYERS as in 4096x32."
+        )
+    return shape_of(load_config(model, settings, flag), settings, scores)
+
+
+def shape_of(config: PreTrainedConfig, settings: ModelConfig, scores: bool = False) -> Shape:
+    every, learns = count_parameters(config, scores, settings)
+    values = config.get_text_config().to_dict()
+    heads, hidden = values["num_attention_heads"], values["hidden_size"]
+    return Shape(
+        parameters=every,
+        learns=learns,
+        layers=values["num_hidden_layers"],
+        hidden=hidden,
+        heads=heads,
+        kv_heads=values.get("num_key_value_heads") or heads,
+        head_dim=values.get("head_dim") or hidden // heads,
+        vocabulary=values["vocab_size"],
+    )
+
+
+def frozen(shape: Shape) -> Shape:
+    return replace(shape, learns=0)
+
+
+def _config(sizes: dict[str, Any]) -> PreTrainedConfig:
+    given = dict(sizes)
+    found: PreTrainedConfig = AutoConfig.for_model(given.pop("model_type"), **given)
+    return found
