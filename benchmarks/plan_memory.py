@@ -1,0 +1,103 @@
+"""Peak memory of real runs in one process on the CPU, beside what ``openrlhf plan`` takes them to need.
+
+    python -m benchmarks.plan_memory
+
+prints the table of docs/plan.md. Each run is a process of its own. Measured is the highest resident memory of the
+process less what it had before it loaded the model, so libraries and rows do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROWS, LENGTH = 8, 512
+RUNS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
+    "SFT, 19M, 4 × 512 tokens": ({"hidden": 384, "layers": 8}, {"micro_train_batch_size": 4}),
+    "the same, --gradient_checkpointing": (
+        {"hidden": 384, "layers": 8}, {"micro_train_batch_size": 4, "gradient_checkpointing": True},
+    ),
+    "SFT, 134M, 1 × 512 tokens, --gradient_checkpointing": (
+        {"hidden": 1024, "layers": 8}, {"micro_train_batch_size": 1, "gradient_checkpointing": True},
+    ),
+    "SFT, 134M, --lora_rank 8, 1 × 512 tokens": (
+        {"hidden": 1024, "layers": 8}, {"micro_train_batch_size": 1, "lora_rank": 8},
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    print("| run | predicted MB | measured MB | predicted ÷ measured |\n|---|---|---|---|")
+    for name in RUNS:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.plan_memory", name],
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=True,
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        predicted, measured = found["predicted"] / 1e6, found["measured"] / 1e6
+        print(f"| {name} | {predicted:.0f} | {measured:.0f} | {predicted / measured:.2f} |", flush=True)
+
+
+def measure(name: str) -> None:
+    """One run; the last line says bytes as JSON."""
+    from openrlhf.cli import supervised, train_sft
+    from openrlhf.config.commands import SFTConfig
+    from openrlhf.config.parse import read
+    from openrlhf.models.tiny import build_model, build_tokenizer
+    from openrlhf.plan.estimate import Shapes, supervised_parts
+    from openrlhf.plan.memory import total
+    from openrlhf.plan.shape import find_shape
+
+    sizes, flags = RUNS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        base, rows = Path(folder) / "base", Path(folder) / "rows.jsonl"
+        tokenizer = build_tokenizer(base)
+        heads = sizes["hidden"] // 64
+        model = build_model(base, len(tokenizer), **sizes, heads=heads, kv_heads=heads, head_dim=64)
+        del model
+        rows.write_text("".join(json.dumps({"text": "x" * LENGTH}) + "\n" for _ in range(ROWS)))
+        line = [f"--{k}={v}" for k, v in {**flags, "train_batch_size": 4, "max_epochs": 1, "max_len": LENGTH}.items()]
+        line += ["--pretrain", str(base), "--dataset", str(rows), "--input_key", "text", "--pretrain_mode"]
+        config = read(SFTConfig, [*line, "--save_path", str(Path(folder) / "out")])
+        shapes = Shapes(find_shape(str(base), "--model", config.model))
+        predicted = total(supervised_parts(config, shapes, 1, LENGTH, "cpu"))
+        before: list[int] = []
+        started = supervised.train_engine
+
+        def noted(*args: Any, **more: Any) -> Any:
+            before.append(_resident())
+            return started(*args, **more)
+
+        peaks: list[int] = []
+        trained = supervised.train
+
+        def trained_and_noted(*args: Any, **more: Any) -> None:
+            trained(*args, **more)
+            peaks.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+        supervised.train_engine, supervised.train = noted, trained_and_noted  # what the command imports when it runs
+        _forget_peak()
+        train_sft.run(config)
+    print(json.dumps({"predicted": predicted, "measured": peaks[0] - before[0]}))
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _forget_peak() -> None:
+    """The model that was made for the run is gone; its memory is not to count."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1]) if len(sys.argv) > 1 else main()
