@@ -14,7 +14,7 @@ python "$here/prepare.py" "$data" "$folder"
 python -m openrlhf.cli.train_sft \
   --pretrain "$folder/base" \
   --dataset "$folder/pairs.jsonl" --input_key prompt --output_key chosen --input_template $'User: {}\nAssistant:\n' \
-  --max_len 160 --max_epochs "${SFT_EPOCHS:-8}" \
+  --max_len 160 --max_epochs "${SFT_EPOCHS:-12}" \
   --train_batch_size 16 --micro_train_batch_size 8 --packing_samples \
   --learning_rate 2e-3 --logging_steps 10 \
   --save_path "$folder/sft"
@@ -41,8 +41,8 @@ python -m openrlhf.cli.train_ppo_ray "${placement[@]}" \
   --pretrain "$folder/sft" --reward_pretrain "$folder/rm" --normalize_reward \
   --prompt_data "$folder/pairs.jsonl" --input_key prompt --input_template $'User: {}\nAssistant:\n' \
   --max_samples "${RL_PROMPTS:-160}" --prompt_max_len 96 --generate_max_len 48 \
-  --advantage_estimator gae --lambd 0.95 --n_samples_per_prompt 4 --num_episodes "${RL_EPISODES:-2}" \
-  --rollout_batch_size 16 --train_batch_size 64 --micro_train_batch_size 16 --micro_rollout_batch_size 32 \
-  --packing_samples --init_kl_coef 0.02 \
-  --actor_learning_rate 2e-4 --critic_learning_rate 5e-4 \
+  --advantage_estimator gae --n_samples_per_prompt 8 --num_episodes "${RL_EPISODES:-3}" \
+  --rollout_batch_size 16 --train_batch_size 128 --micro_train_batch_size 32 --micro_rollout_batch_size 32 \
+  --packing_samples --init_kl_coef 0.03 \
+  --actor_learning_rate 5e-4 --critic_learning_rate 1e-3 \
   --save_path "$folder/rl"

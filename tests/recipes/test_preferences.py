@@ -12,7 +12,7 @@ from openrlhf.algorithms.registry import load_from_file
 from tests.docs.shell import commands_of
 from tests.recipes.helpers import column, write_rows
 
-SIZES = "SFT_EPOCHS=20 RM_EPOCHS=4 RL_PROMPTS=32 RL_EPISODES=5"
+SIZES = "SFT_EPOCHS=20 RM_EPOCHS=4 RL_PROMPTS=32 RL_EPISODES=4"
 
 
 @pytest.mark.slow
