@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -49,13 +50,15 @@ class RunLog:
         self.skips: TextIO | None = None
         self.sinks: list[Sink] = []
         self.bar: tqdm | None = None
+        self.steps, self.began = 0, time.monotonic()
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = _lines(folder / "metrics.jsonl", done)
             self.sinks = _sinks(folder, config, resolved, done)
 
     def start(self, steps: int, title: str) -> None:
-        """Show a progress bar over ``steps``, on a terminal; a log file gets the lines alone."""
+        """Show a progress bar over ``steps``, on a terminal; a log file gets the lines alone, with the time left."""
+        self.steps, self.began = steps, time.monotonic()
         if self.file is not None:
             self.bar = tqdm(total=steps, initial=self.done, desc=title, unit="step", dynamic_ncols=True, disable=None)
 
@@ -72,7 +75,8 @@ class RunLog:
             self.bar.update(step > 0)
         if step % self.every == 0 or any(name.startswith(EVALUATED) for name in metrics):
             self._write(self.file, {"step": step, **metrics})
-            tqdm.write(screen_line(step, metrics))
+            spent = time.monotonic() - self.began
+            tqdm.write(screen_line(step, metrics) + time_left(step - self.done, self.steps - step, spent))
             for sink in self.sinks:
                 self._spare(partial(sink.write, step, metrics), sink.name)
 
@@ -137,6 +141,13 @@ class Phases:
         """The parts, the whole, and tokens per second of the whole."""
         whole = time.monotonic() - self.began
         return {**self.seconds, "step_seconds": whole, "tokens_per_second": tokens / max(whole, 1e-9)}
+
+
+def time_left(made: int, missing: int, spent: float) -> str:
+    """What the missing steps take when they take as long as those that were made in ``spent`` seconds."""
+    if made < 1 or missing < 0:
+        return ""
+    return f"  left {timedelta(seconds=round(missing * spent / made))} for {missing} steps"
 
 
 def screen_line(step: int, metrics: Mapping[str, float]) -> str:

@@ -13,7 +13,9 @@ import pytest
 
 from tests.docs.shell import ROOT
 
-PACKAGE = {path.relative_to(ROOT).as_posix() for path in (ROOT / "openrlhf").rglob("*.py")} | {"openrlhf/py.typed"}
+CODE = {path.relative_to(ROOT).as_posix() for path in (ROOT / "openrlhf").rglob("*.py")}
+PAGES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "openrlhf/inspect/page").iterdir()}
+PACKAGE = CODE | PAGES | {"openrlhf/py.typed"}
 
 
 def run(*words: str, cwd: Path, **environment: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from openrlhf.config.commands import SFTConfig
 from openrlhf.config.groups import LogConfig
 from openrlhf.config.parse import flat, read
-from openrlhf.training.log import RunLog
+from openrlhf.training.log import RunLog, time_left
 
 
 def test_every_logged_step_is_a_line_of_metrics_jsonl(tmp_path):
@@ -19,6 +19,31 @@ def test_every_logged_step_is_a_line_of_metrics_jsonl(tmp_path):
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("made", "missing", "spent", "said"),
+    [
+        (2, 8, 60.0, "  left 0:04:00 for 8 steps"),
+        (4, 0, 60.0, "  left 0:00:00 for 0 steps"),
+        (1, 24, 3600.0, "  left 1 day, 0:00:00 for 24 steps"),
+        (0, 10, 5.0, ""),  # what was measured before the first step says nothing of the steps
+        (3, -1, 5.0, ""),  # how many there are is not known
+    ],
+)
+def test_the_time_that_is_left(made, missing, spent, said):
+    assert time_left(made, missing, spent) == said
+
+
+def test_a_line_says_how_many_steps_are_left_after_a_resume_too(tmp_path, capsys):
+    for done in (0, 3):
+        log = RunLog(tmp_path, LogConfig(), {}, done=done)
+        log.start(10, "rl")
+        log.step(done + 1, {"reward": 0.5, "kl": 0.1, "response_length": 7.0, "tokens_per_second": 9.0})
+        log.close()
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"step {done + 1}: reward 0.5  kl 0.1  response_length 7  tokens_per_second 9  left ")
+        assert line.endswith(f" for {9 - done} steps")
 
 
 def test_an_evaluation_is_always_a_line(tmp_path):
