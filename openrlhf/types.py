@@ -33,7 +33,8 @@ class Sample:
     """One trajectory, ragged, on the CPU.
 
     ``reward`` trains, ``score`` (0–1) filters. ``rollout_log_probs`` are the engine's own, under the
-    sampling temperature; entries outside ``action_mask`` are 0.
+    sampling temperature; ``weight_versions`` say how many syncs the engine had received when it chose a token. Entries
+    of both outside ``action_mask`` are 0.
     """
 
     tokens: Tensor  # [T] int64
@@ -50,7 +51,7 @@ class Sample:
     )
     score: float | None = None
     truncated: bool = False
-    weight_version: int = 0
+    weight_versions: Tensor | None = None  # [T] int64
     metrics: Metrics = field(default_factory=dict)
 
 

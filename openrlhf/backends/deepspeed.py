@@ -382,13 +382,17 @@ def restore_buffers(hf: PreTrainedModel) -> None:
     While DeepSpeed shards, it casts every new tensor to the model's dtype. Frequencies rounded to bfloat16 turn the
     thousandth position by a fifth of a radian, and the vLLM engines do not round theirs.
     """
-    with init_empty_weights(include_buffers=False), _default_dtype(hf.dtype):
-        plain = type(hf)(hf.config)
     saved = hf.state_dict().keys()
-    for name, buffer in plain.named_buffers():
+    for name, buffer in skeleton(hf).named_buffers():
         if name not in saved:
             owner, _, leaf = name.rpartition(".")
             hf.get_submodule(owner).register_buffer(leaf, buffer.to(hf.get_buffer(name).device), persistent=False)
+
+
+def skeleton(hf: PreTrainedModel) -> PreTrainedModel:
+    """A model like ``hf`` with its buffers, and with weights that have no memory yet."""
+    with init_empty_weights(include_buffers=False), _default_dtype(hf.dtype):
+        return type(hf)(hf.config)
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class HFGenerate:
         """``limits``: the largest number of tokens of each row, for that of ``params``."""
         device = self._device
         left = torch.tensor(limits, device=device)
-        out = [Completion([], [], truncated=True, weight_version=self.version) for _ in prompts]
+        out = [Completion([], [], truncated=True, weight_versions=[]) for _ in prompts]
         logits, cache, mask = self._read_prompts(prompts, device)
         rows = list(range(len(prompts)))  # which completion each row of the cache belongs to
         stops = torch.tensor(params.stop_token_ids, dtype=torch.int64, device=device)
@@ -98,6 +98,7 @@ class HFGenerate:
             for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
                 out[row].token_ids.append(token)
                 out[row].log_probs.append(log_prob)
+                out[row].weight_versions.append(self.version)
             going = ~torch.isin(tokens, stops)
             for row, goes in zip(rows, going.tolist(), strict=True):
                 out[row].truncated = goes

@@ -6,6 +6,8 @@ So importing this module costs nothing and needs no vLLM.
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -52,6 +54,9 @@ class VLLMEngine:
     them; only with ``top_p`` below 1 they are renormalized over the kept tokens, from which vLLM samples.
 
     A response ends at the model's own end-of-text tokens or at ``stop_token_ids``; either stays in ``token_ids``.
+
+    An ``interruptible`` engine keeps what it has sampled when ``interrupt`` is called, from another thread, during
+    ``generate``.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class VLLMEngine:
         max_num_seqs: int | None = None,
         seed: int = 0,
         trust_remote_code: bool = False,
+        interruptible: bool = False,
     ) -> None:
         try:
             import vllm
@@ -81,6 +87,9 @@ class VLLMEngine:
         self._asleep = False
         self._half_loaded: int | None = None
         self.weight_version = 0
+        self._interruptible = interruptible
+        self._interrupted = threading.Event()
+        self._numbers = itertools.count()
         self._llm = vllm.LLM(
             model=model,
             dtype=dtype,
@@ -117,9 +126,27 @@ class VLLMEngine:
                 f"The engine holds a mixture of weights since the sync to version {self._half_loaded} was interrupted: "
                 "connect a new weight transfer and sync again."
             )
-        each = [_vllm_params(own) for own in params_of_each(params, len(prompts))]
-        outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], each, use_tqdm=False)
-        return [_completion(output.outputs[0], self.weight_version) for output in outputs]
+        each = [_vllm_params(own, self._interruptible) for own in params_of_each(params, len(prompts))]
+        engine = self._llm.llm_engine
+        answers: dict[str, Completion] = {}
+        try:
+            for token_ids, own in zip(prompts, each, strict=True):
+                number = str(next(self._numbers))
+                answers[number] = Completion([], [], truncated=False, weight_versions=[], interrupted=True)
+                engine.add_request(number, {"prompt_token_ids": token_ids}, own)
+            while engine.has_unfinished_requests() and not self._interrupted.is_set():
+                for output in engine.step():
+                    self._add(output.outputs[0], answers[output.request_id])
+        finally:
+            engine.abort_request([number for number, answer in answers.items() if answer.interrupted])
+        return list(answers.values())
+
+    def interrupt(self) -> None:
+        """Let ``generate`` return at once with what there is, now and until ``resume``."""
+        self._interrupted.set()
+
+    def resume(self) -> None:
+        self._interrupted.clear()
 
     def init_weight_transfer(self, group: TransferGroup, first_worker: int) -> None:
         """Meet the trainer's `WeightSender`, which must be inside ``connect`` meanwhile.
@@ -150,6 +177,15 @@ class VLLMEngine:
             self._llm.wake_up()
             self._asleep = False
 
+    def _add(self, output: Any, answer: Completion) -> None:
+        """What vLLM's ``CompletionOutput`` has that is new."""
+        token_ids = list(output.token_ids)
+        answer.token_ids += token_ids
+        answer.log_probs += [at[token].logprob for token, at in zip(token_ids, output.logprobs, strict=True)]
+        answer.weight_versions += [self.weight_version] * len(token_ids)
+        answer.truncated = output.finish_reason == "length"
+        answer.interrupted = output.finish_reason is None
+
     def _replace(self, method: str, argument: Any, version: int) -> None:
         if self._asleep:
             raise RuntimeError("The engine sleeps: call wake() before new weights arrive.")
@@ -161,8 +197,10 @@ class VLLMEngine:
         self._half_loaded = None
 
 
-def _vllm_params(params: SamplingParams) -> Any:
+def _vllm_params(params: SamplingParams, by_and_by: bool) -> Any:
+    """``by_and_by``: each step tells its tokens, instead of the last one all of them, which costs a little less."""
     import vllm
+    from vllm.sampling_params import RequestOutputKind
 
     return vllm.SamplingParams(
         temperature=params.temperature,
@@ -173,11 +211,5 @@ def _vllm_params(params: SamplingParams) -> Any:
         seed=params.seed,
         logprobs=0,  # of the sampled token alone
         detokenize=False,
+        output_kind=RequestOutputKind.DELTA if by_and_by else RequestOutputKind.FINAL_ONLY,
     )
-
-
-def _completion(output: Any, weight_version: int) -> Completion:
-    """From vLLM's ``CompletionOutput``."""
-    token_ids = list(output.token_ids)
-    log_probs = [position[token].logprob for token, position in zip(token_ids, output.logprobs, strict=True)]
-    return Completion(token_ids, log_probs, output.finish_reason == "length", weight_version)

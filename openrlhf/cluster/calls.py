@@ -13,6 +13,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from openrlhf.training.roles import PartLost
 
+ASIDE = "aside"  # the concurrency group in which an actor answers while it works
+GROUPS = {ASIDE: 1}  # what ray.remote is told of it
 HEARTBEAT_S = 60.0  # after so long, and again and again, a line says whom the run waits for
 OTHERS_S = 5.0  # after a failure, to hear whether it only follows from the death of another
 
@@ -36,6 +38,11 @@ class Timed:
 def ask(actor: Any, verb: str, *args: Any) -> ray.ObjectRef:
     """Call a method of a Ray actor; the answer is ``Timed``."""
     return actor.__ray_call__.remote(_timed, verb, *args)
+
+
+def ask_aside(actor: Any, verb: str) -> ray.ObjectRef:
+    """As ``ask``, and answered while the actor works on another call."""
+    return actor.__ray_call__.options(concurrency_group=ASIDE).remote(_timed, verb)
 
 
 def _timed(actor: Any, verb: str, *args: Any) -> Timed:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from openrlhf.cluster.calls import RoleDied, RoleError, Timed, ask, settle
+from openrlhf.cluster.calls import RoleDied, RoleError, Timed, ask, ask_aside, settle
 from openrlhf.cluster.weight_sync import WeightSync
-from openrlhf.rollout.engine import Completion, EnginesLost, SamplingParams, params_of_each
+from openrlhf.rollout.engine import Completion, EnginesLost, SamplingParams, divided
 
 MOST_FAILURES = 3  # times in a row that engines died before an answer was there
 FIRST_PAUSE_S = 1.0  # before engines are started again; four times as long each time
@@ -54,11 +53,7 @@ class Engines:
             raise RoleDied(why or f"{self.names[dead[0]]} died in the meeting for the weight transfer")
 
     def generate(self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Completion]:
-        # Seeds are numbered over all prompts, so the number of engines does not change what is sampled.
-        each = params_of_each(params, len(prompts))
-        cut = [round(i * len(prompts) / len(self.engines)) for i in range(len(self.engines) + 1)]
-        arguments = [(prompts[a:b], each[a:b]) for a, b in pairwise(cut)]
-        parts = self._call("generate", arguments)
+        parts = self._call("generate", divided(prompts, params, len(self.engines)))
         return [completion for part in parts for completion in part]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -72,11 +67,23 @@ class Engines:
             self._replace(dead, "died in the weight sync")
         self.failures = 0
 
+    def interrupt(self) -> None:
+        """Let ``generate``, which another thread called, return with what there is, now and until ``resume``."""
+        self._call_aside("interrupt")
+
+    def resume(self) -> None:
+        self._call_aside("resume")
+
     def sleep(self) -> None:
         self._call("sleep", [()] * len(self.engines))
 
     def wake(self) -> None:
         self._call("wake", [()] * len(self.engines))
+
+    def _call_aside(self, verb: str) -> None:
+        """Of engines that are at work. Those that are dead are the business of what they were at work on."""
+        refs = [ask_aside(engine, verb) for engine in self.engines]
+        settle(refs, self.names, verb, self.deadline_s, lambda place, error: None)
 
     def _call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         answers: dict[int, Any] = {}
@@ -104,7 +111,7 @@ class Engines:
         while dead:
             self.failures += 1
             lost = ", ".join(self.names[place] for place in dead)
-            if self.failures == MOST_FAILURES:
+            if self.failures >= MOST_FAILURES:
                 raise EnginesLost(f"vLLM engines died {MOST_FAILURES} times in a row, the last time {lost}: {why}")
             print(f"starting {lost} again: {why}", file=sys.stderr)
             time.sleep(FIRST_PAUSE_S * 4 ** (self.failures - 1))

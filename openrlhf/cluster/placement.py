@@ -28,7 +28,7 @@ class Pool:
 @dataclass(frozen=True)
 class Placement:
     pools: tuple[Pool, ...]
-    engines: int
+    engines: int  # 0: the actor samples
     engine_devices: int  # devices of one engine: its tensor-parallel size
     engines_share: bool  # engines live in the pool of the actor
     roles_sleep: bool  # training states leave the devices between calls
@@ -59,7 +59,7 @@ def plan(config: PPOConfig) -> Placement:
             pools.append(Pool("+".join(here), nodes, per_node, here))
     return Placement(
         pools=tuple(pools),
-        engines=config.vllm.vllm_num_engines or 1,
+        engines=1 if config.vllm.vllm_num_engines is None else config.vllm.vllm_num_engines,
         engine_devices=config.vllm.vllm_tensor_parallel_size,
         engines_share=flags.colocate_all_models,
         roles_sleep=config.deepspeed.deepspeed_enable_sleep,

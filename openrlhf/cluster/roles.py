@@ -16,7 +16,8 @@ from torch import Tensor
 from openrlhf.cluster.calls import await_all
 from openrlhf.cluster.engines import Engines
 from openrlhf.cluster.group import Group
-from openrlhf.cluster.placement import plan
+from openrlhf.cluster.placement import Placement, plan
+from openrlhf.cluster.sampling import Sampling, partial_rollouts, rollouts_of_the_actor, whole_rollouts
 from openrlhf.cluster.start import engine_dtype, engine_starter, gpus_there, start_workers
 from openrlhf.cluster.watch import Line, Watch
 from openrlhf.cluster.weight_sync import WeightSync, sync_backend
@@ -96,27 +97,28 @@ class ClusterReward:
 
 
 class ClusterRollout:
-    """Collects with the engines and syncs them; holds their devices while they generate or take weights.
+    """Collects, and brings new weights to what samples.
 
-    Whatever the engines do comes in the order in which it was asked for, so a sync waits for the generation under way
-    and each sample is of one version of the weights. Reward functions have a line of their own: with rollouts ahead
-    the engines go on meanwhile.
+    Rollouts come in the order in which they were asked for. Reward functions have a line of their own: with rollouts
+    ahead the engines go on meanwhile.
     """
 
     def __init__(
         self,
-        engines: Engines,
-        lock: threading.RLock,
-        sleeps: bool,
+        sampling: Sampling,
         config: PPOConfig,
         tokenizer: Any,
         turns: Line,
         rewarding: Line,
+        syncing: Line,
+        deadline_s: float,
     ) -> None:
-        """``turns`` and ``rewarding`` have one thread each."""
-        self.engines = engines
-        self.lock = lock
-        self.sleeps = sleeps
+        """``turns``, ``rewarding`` and ``syncing`` have one thread each."""
+        self.engines = sampling.engines
+        self.held = sampling.held
+        self.send = sampling.sync
+        self.sync_line = turns if sampling.sync_waits else syncing
+        self.deadline_s = deadline_s
         self.config = config
         self.tokenizer = tokenizer
         self.turns = turns
@@ -133,16 +135,7 @@ class ClusterRollout:
         return self._ask(prompts, evaluation_rollout(self.config), seed)
 
     def sync(self, version: int) -> Future[None]:
-        return self.turns.submit(self._sync, version)
-
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        with self.lock:
-            if self.sleeps:
-                self.engines.wake()
-            yield
-            if self.sleeps:
-                self.engines.sleep()
+        return self.sync_line.submit(self._sync, version)
 
     def _ask(self, prompts: list[Prompt], rollout: RolloutConfig, seed: int) -> Future[list[Sample]]:
         sampled, function = self.turns.submit(self._sample, prompts, rollout, seed), self.reward_function
@@ -152,19 +145,18 @@ class ClusterRollout:
         if self.lost is not None:
             raise self.lost
         params = sampling_params(rollout, (self.tokenizer.eos_token_id,), seed)
-        with self.awake():
+        with self.held():
             n = rollout.n_samples_per_prompt
             return collect(prompts, self.engines, params, n, self.tokenizer, None, self.agent)
 
     def _reward(self, sampled: Future[list[Sample]], function: RewardFunction) -> list[Sample]:
-        (samples,) = gather(sampled, deadline_s=self.engines.deadline_s)
+        (samples,) = gather(sampled, deadline_s=self.deadline_s)
         return with_rewards(samples, function, self.tokenizer)
 
     def _sync(self, version: int) -> None:
         """Without engines the step can still end, and save what it learnt: the next rollout tells."""
         try:
-            with self.awake(), self.engines.weights.actor.awake():
-                self.engines.sync(version)
+            self.send(version)
         except EnginesLost as lost:
             self.lost = lost
 
@@ -175,7 +167,8 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
     placement = plan(config)
     gpus = gpus_there() > 0
     watch = Watch(Path(config.checkpoint.save_path) / "stacks", deadline_s)
-    executor, turns, rewarding = Line(watch, 16, "role"), Line(watch, 1, "engines"), Line(watch, 1, "rewards")
+    executor, turns = Line(watch, 16, "role"), Line(watch, 1, "engines")
+    rewarding, syncing = Line(watch, 1, "rewards"), Line(watch, 1, "sync")
     handles: list[Any] = []
     started: list[Any] = []  # the engines, which may be replaced by others
     busy = BusyClock()
@@ -205,20 +198,16 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
 
         started += [start(place) for place in places]
         start_groups(groups.values(), total_steps, deadline_s)
-        backend, dtype = sync_backend(config.vllm.vllm_sync_backend, gpus, placement), engine_dtype(config)
-        sync = WeightSync(actor, started, names, placement.engine_devices, backend, dtype, deadline_s)
-        worked = actor.worked if placement.engines_share else partial(busy.add, "engines")
-        engines = Engines(started, names, start, sync, deadline_s, worked)
-        engines.meet()
-        if config.model.load_in_4bit:
-            engines.sync(0)  # they have loaded the weights as they were before they were quantised
-        if placement.engines_sleep:
-            engines.sleep()
+        sampling = rollouts_of_the_actor(actor)
+        if started:
+            backend, dtype = sync_backend(config.vllm.vllm_sync_backend, gpus, placement), engine_dtype(config)
+            sync = WeightSync(actor, started, names, placement.engine_devices, backend, dtype, deadline_s)
+            worked = actor.worked if placement.engines_share else partial(busy.add, "engines")
+            sampling = connected(Engines(started, names, start, sync, deadline_s, worked), placement, config)
         if placement.roles_sleep:
             for group in groups.values():
                 group.call("offload", [()] * len(group.workers))
-        lock = actor.lock if placement.engines_share else threading.RLock()
-        rollout = ClusterRollout(engines, lock, placement.engines_sleep, config, tokenizer, turns, rewarding)
+        rollout = ClusterRollout(sampling, config, tokenizer, turns, rewarding, syncing, deadline_s)
         mini_batch = config.train.train_batch_size
         critic: Critic = ClusterCritic(groups["critic"], mini_batch) if "critic" in groups else Absent()
         reference: Reference = Absent()
@@ -250,8 +239,21 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
         # What is left in line fails at once, as its workers are dead. A future that is cancelled in line would never
         # tell those that wait for it, and a thread that outlived Ray would never end.
         # But where a process is lost, this one ends at once, whatever its threads wait for.
-        for line in (turns, rewarding, executor):
+        for line in (turns, rewarding, syncing, executor):
             line.shutdown(wait=whole)
+
+
+def connected(engines: Engines, placement: Placement, config: PPOConfig) -> Sampling:
+    """With engines that have met the actor, and sleep where they are to."""
+    engines.meet()
+    if config.model.load_in_4bit:
+        engines.sync(0)  # they have loaded the weights as they were before they were quantised
+    if placement.engines_sleep:
+        engines.sleep()
+    if config.rollout.partial_rollout:
+        return partial_rollouts(engines)
+    lock = engines.weights.actor.lock if placement.engines_share else threading.RLock()
+    return whole_rollouts(engines, lock, placement.engines_sleep)
 
 
 def start_groups(groups: Iterable[Group], total_steps: int, deadline_s: float) -> None:

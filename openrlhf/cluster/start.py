@@ -12,9 +12,8 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from openrlhf.backends.vllm import VLLMEngine, engine_environment
-from openrlhf.cluster.calls import await_all
+from openrlhf.cluster.calls import GROUPS, await_all
 from openrlhf.cluster.placement import Placement, Pool, plan
-from openrlhf.cluster.watch import GROUPS
 from openrlhf.cluster.worker import WORKERS
 from openrlhf.config.commands import PPOConfig
 from openrlhf.models.hub import local_folder
@@ -127,6 +126,7 @@ def engine_arguments(config: PPOConfig, number: int) -> dict[str, Any]:
         "max_model_len": config.prompts.prompt_max_len + config.rollout.generate_max_len,
         "seed": config.train.seed + number,
         "trust_remote_code": config.model.trust_remote_code,
+        "interruptible": config.rollout.partial_rollout,
     }
 
 

@@ -21,14 +21,12 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from openrlhf.cluster.calls import RoleDied, why_dead
+from openrlhf.cluster.calls import ASIDE, RoleDied, why_dead
 from openrlhf.training import stacks
 from openrlhf.training.roles import PartLost
 
 T = TypeVar("T")
 
-ASIDE = "watch"  # the concurrency group in which an actor answers while it works
-GROUPS = {ASIDE: 1}  # what ray.remote is told of it
 ASK_EVERY_S = 2.0
 HEAD_S = 10.0  # Ray's head is given so long to come back; Ray itself would end this process without a word after 60
 SILENCE_S = 120.0  # a process that answers nothing for so long, not even this, hangs

@@ -10,6 +10,7 @@ from pathlib import Path
 import ray
 from torch import Tensor
 
+from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.backends.shared import SharedForward
 from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
 from openrlhf.config.commands import PPOConfig
@@ -17,6 +18,7 @@ from openrlhf.config.derived import actor_steps, critic_source, ema_beta, reward
 from openrlhf.models.adapters import with_adapter
 from openrlhf.models.load import load_causal_lm, load_tokenizer
 from openrlhf.models.merged import check_syncs
+from openrlhf.rollout.engine import Completion, SamplingParams
 from openrlhf.training.checkpoint_part import load_part, save_part
 from openrlhf.training.members import (
     CriticMember,
@@ -90,6 +92,7 @@ class ActorWorker(Worker):
             ema_beta(config),
         )
         check_syncs(engine.model.module.hf)
+        self.engine = engine
         self.member = PolicyMember(engine, config)
 
     def log_probs(self, batch: Batch) -> Tensor:
@@ -106,6 +109,15 @@ class ActorWorker(Worker):
 
     def weight_version(self) -> int:
         return self.version
+
+    def generate(self, prompts: list[list[int]], params: list[SamplingParams], version: int) -> list[Completion]:
+        """Of this worker's part of the prompts, with the weights as they are, which are version ``version``."""
+        from openrlhf.backends.deepspeed_generate import whole_model
+
+        with whole_model(self.engine) as hf:
+            engine = HFGenerate(hf)
+            engine.load_weights([], version)
+            return engine.generate(prompts, params)
 
     def save(self, folder: Path) -> None:
         self.member.engine.save(folder, load_tokenizer(self.config.model.pretrain, self.config.model))

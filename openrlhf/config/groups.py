@@ -367,8 +367,12 @@ class RolloutConfig:
     )
     async_train: bool = flag(False, "sample the next rollout batches while the models learn from this one")
     async_queue_size: int = flag(1, "rollout batches that --async_train samples ahead, and so updates they are old")
-    max_staleness: int | None = flag(None, "leave out samples that are more updates old than this")
-    partial_rollout: bool = flag(False, "let new weights in while the engines generate")
+    max_staleness: int | None = flag(
+        None, "leave out samples with tokens that are more updates old than this, with --partial_rollout"
+    )
+    partial_rollout: bool = flag(
+        False, "let new weights in while the engines generate, so that no update waits for long responses"
+    )
     agent_func_path: str | None = flag(
         None, "Python file that defines AgentInstance or AgentExecutor: conversations with tools or an environment"
     )
@@ -450,7 +454,7 @@ class PlacementConfig:
 class VLLMConfig:
     """vLLM"""
 
-    vllm_num_engines: int | None = flag(None, "number of vLLM engines")
+    vllm_num_engines: int | None = flag(None, "number of vLLM engines; with 0 the actor's own workers sample")
     vllm_tensor_parallel_size: int = flag(1, "GPUs of one engine")
     vllm_sync_backend: Literal["nccl", "gloo"] = flag("nccl", "how new weights travel to the engines")
     vllm_sync_with_ray: bool = flag(False, "send new weights through Ray's collectives")

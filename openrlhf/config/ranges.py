@@ -42,7 +42,7 @@ RANGES = (
             *("seed", "preview", "l2", "max_norm", "learning_rate", "actor_learning_rate", "critic_learning_rate"),
             *("init_kl_coef", "eval_temperature", "aux_loss_coef", "lora_rank", "nll_loss_coef"),
             *("desirable_loss_weight", "undesirable_loss_weight", "iter", "overlong_penalty_factor"),
-            *("async_queue_size", "max_staleness", "max_restarts"),
+            *("async_queue_size", "max_staleness", "max_restarts", "vllm_num_engines"),
         ),
     ),
     Range(

@@ -434,9 +434,10 @@ def filtering(config: PPOConfig) -> None:
             "--dynamic_filtering keeps prompts by the scores of a function or an agent: it needs --remote_rm_url or "
             "--agent_func_path."
         )
-    if rollout.async_train:
+    if rollout.async_train and rollout.async_queue_size > 1:
         raise ValueError(
-            "--dynamic_filtering asks for prompts when it has seen the scores and --async_train before: leave one out."
+            f"--async_queue_size {rollout.async_queue_size}: with --dynamic_filtering a rollout batch takes prompts "
+            "until it is full, and the next one begins behind them: choose --async_queue_size 1."
         )
 
 
@@ -480,15 +481,26 @@ def correction(config: PPOConfig) -> None:
 def asynchronous(config: PPOConfig) -> None:
     rollout, default = config.rollout, defaults(PPOConfig)
     if not rollout.async_train:
-        for name in ("async_queue_size", "max_staleness"):
+        for name in ("async_queue_size", "max_staleness", "partial_rollout"):
             if vars(rollout)[name] != default[name]:
                 raise ValueError(f"--{name} is about rollouts that run ahead: it needs --async_train.")
         return
     most, ahead = rollout.max_staleness, rollout.async_queue_size
-    if most is not None and most < ahead:
+    if most is not None and most >= ahead:
         raise ValueError(
-            f"--async_queue_size {ahead} makes samples {ahead} updates old and --max_staleness {most} leaves all of "
-            f"them out: choose --async_queue_size {most}, or a higher --max_staleness."
+            f"--max_staleness {most} would never act: with --async_queue_size {ahead} no sample is more than {ahead} "
+            "updates old: leave it out."
+        )
+    if most is not None and not rollout.partial_rollout:
+        raise ValueError(
+            f"--async_queue_size {ahead} makes samples {ahead} updates old and --max_staleness {most} would leave all "
+            f"of them out: choose --async_queue_size {most} instead, or give --partial_rollout."
+        )
+    if rollout.partial_rollout and (ahead == 0 or config.placement.local):
+        other = "--local" if config.placement.local else "--async_queue_size 0"
+        raise ValueError(
+            f"--partial_rollout lets new weights in while the engines generate, and with {other} they do not generate "
+            "then: leave one out."
         )
     for flag, given in (
         ("colocate_all_models", config.placement.colocate_all_models),
@@ -568,7 +580,25 @@ def local(config: PPOConfig) -> None:
 
 def engines(config: PPOConfig) -> None:
     if not config.placement.local and config.vllm.vllm_num_engines is None:
-        raise ValueError("--vllm_num_engines must be at least 1, or give --local to run everything in this process.")
+        raise ValueError(
+            "--vllm_num_engines must say how many engines sample; 0 lets the actor's workers do it, --local runs "
+            "everything in this process."
+        )
+
+
+def no_engines(config: PPOConfig) -> None:
+    """The actor's workers sample, with Transformers."""
+    if config.vllm.vllm_num_engines != 0:
+        return
+    default, vllm = defaults(PPOConfig), vars(config.vllm)
+    idle = [f"--{name}" for name in vllm if name != "vllm_num_engines" and vllm[name] != default[name]]
+    if idle:
+        raise ValueError(f"--vllm_num_engines 0 uses no vLLM: leave out {', '.join(idle)}.")
+    if config.rollout.async_train:
+        raise ValueError(
+            "--async_train samples while the models learn, and with --vllm_num_engines 0 the actor's workers do both: "
+            "leave one out."
+        )
 
 
 def workers(config: PPOConfig) -> None:
@@ -634,7 +664,7 @@ def colocation(config: PPOConfig) -> None:
 def colocated_engines(config: PPOConfig) -> None:
     engines, width = config.vllm.vllm_num_engines, config.vllm.vllm_tensor_parallel_size
     actor = role_sizes(config)["actor"].workers
-    if config.placement.colocate_all_models and engines is not None and engines * width != actor:
+    if config.placement.colocate_all_models and engines and engines * width != actor:
         raise ValueError(
             f"--colocate_all_models puts the engines on the actor's {actor} GPUs: --vllm_num_engines {engines} × "
             f"--vllm_tensor_parallel_size {width} must be {actor}."
@@ -668,7 +698,7 @@ RULES: dict[type[Command], tuple[Callable[[Any], None], ...]] = {
     PPOConfig: (
         *SHARED_RULES, evaluation, prompt_shares, reward_source, agent, reward_address, rollout_batch, filtering,
         estimator, surrogate, correction, asynchronous, overlong, critic, freezing, average, reference, kl_horizon,
-        local, engines, workers, idle_reference, colocation, colocated_engines, sleep,
+        local, engines, no_engines, workers, idle_reference, colocation, colocated_engines, sleep,
     ),
     ServeRMConfig: (packages,),
     LoraCombinerConfig: (),

@@ -92,7 +92,6 @@ def as_sample(sample: StoredSample) -> Sample:
         reward=sample.outcome,
         score=sample.score,
         truncated=sample.truncated,
-        weight_version=sample.weight_version,
     )
 
 

@@ -150,7 +150,7 @@ def make_sample(answer: Any, said: Sequence[Exchange], prompt: Prompt, group: in
         raise RewardFailed(
             f"execute returned {len(tokens)} tokens; --prompt_max_len and --generate_max_len allow {max_length}"
         )
-    mask, log_probs = [False] * len(tokens), [0.0] * len(tokens)
+    mask, log_probs, versions = [False] * len(tokens), [0.0] * len(tokens), [0] * len(tokens)
     used, end = [], 0
     for start, stop in required(answer, "execute", "action_ranges"):
         if not end <= start < stop <= len(tokens):
@@ -161,6 +161,7 @@ def make_sample(answer: Any, said: Sequence[Exchange], prompt: Prompt, group: in
         exchange = sampled(said, tokens, start, stop)
         mask[start:stop] = [True] * (stop - start)
         log_probs[start:stop] = exchange.answer.log_probs[: stop - start]
+        versions[start:stop] = exchange.answer.weight_versions[: stop - start]
         used.append(exchange.answer)
         end = stop
     if not used:
@@ -181,7 +182,7 @@ def make_sample(answer: Any, said: Sequence[Exchange], prompt: Prompt, group: in
         turn_rewards=by_token,
         score=reward if score is None else number("scores", score),
         truncated=bool(answer.get("truncated", used[-1].truncated)),
-        weight_version=min(completion.weight_version for completion in used),
+        weight_versions=torch.tensor(versions),
         metrics={"turns": float(len(used)), **{name: number(name, value) for name, value in logs.items()}},
     )
 

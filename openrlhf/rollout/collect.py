@@ -62,7 +62,7 @@ def make_sample(prompt: Prompt, completion: Completion, group: int) -> Sample:
         label=prompt.label,
         source=prompt.source,
         truncated=completion.truncated,
-        weight_version=completion.weight_version,
+        weight_versions=torch.tensor([0] * before + completion.weight_versions),
     )
 
 

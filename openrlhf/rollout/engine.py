@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
@@ -22,12 +23,14 @@ class SamplingParams:
 
 @dataclass
 class Completion:
-    """One response; ``log_probs[i]`` is the engine's for ``token_ids[i]``, at the sampling temperature."""
+    """One response. The lists have an entry a token: ``log_probs`` are the engine's, at the sampling temperature,
+    ``weight_versions`` those of the weights that chose it."""
 
     token_ids: list[int]
     log_probs: list[float]
     truncated: bool  # cut at max_new_tokens instead of ended by a stop token
-    weight_version: int = 0
+    weight_versions: list[int]
+    interrupted: bool = False  # broken off to let new weights in: the rest is to be asked for
 
 
 class EnginesLost(ValueError):
@@ -58,6 +61,16 @@ class RolloutEngine(Protocol):
 def request_seed(seed: int, index: int) -> int:
     """The seed of request ``index`` of a rollout: the same however the requests are divided among engines."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=4).digest(), "big")
+
+
+def divided(
+    prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams], parts: int
+) -> list[tuple[list[list[int]], list[SamplingParams]]]:
+    """The prompts with the parameters of each, evenly and in order. Their seeds are numbered over all of them, so the
+    number of parts does not change what is sampled."""
+    each = params_of_each(params, len(prompts))
+    cut = [round(part * len(prompts) / parts) for part in range(parts + 1)]
+    return [(prompts[a:b], each[a:b]) for a, b in pairwise(cut)]
 
 
 def params_of_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:

@@ -95,7 +95,7 @@ def remarks(tried: Sequence[Tried]) -> list[str]:
 
 
 def _said(tokens: list[int], truncated: bool = False) -> Completion:
-    return Completion(tokens, [0.0] * len(tokens), truncated)
+    return Completion(tokens, [0.0] * len(tokens), truncated, weight_versions=[0] * len(tokens))
 
 
 def _number(value: float | None) -> float:

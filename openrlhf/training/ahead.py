@@ -7,9 +7,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from openrlhf.data.sampler import Cursor
 from openrlhf.training.roles import Rollout
-from openrlhf.types import Metrics, Prompt, Sample
+from openrlhf.types import Metrics, Prompt, Sample, present
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,43 @@ def ask_ahead(
 
 
 def fresh(samples: list[Sample], step: int, most: int | None) -> list[Sample]:
-    """Those that are at most ``most`` updates older than the policy that step ``step`` finds, all without a bound.
+    """Those without a token that is more than ``most`` updates older than the policy that step ``step`` finds, all
+    without a bound.
 
     Raises ValueError when there are none.
     """
-    kept = [s for s in samples if most is None or age(s, step) <= most]
+    kept = [s for s in samples if most is None or int(ages(s, step).max()) <= most]
     if not kept:
-        raise ValueError(f"step {step}: all {len(samples)} samples are older than --max_staleness {most}; raise it.")
+        raise ValueError(
+            f"step {step}: all {len(samples)} samples are older than --max_staleness {most}: raise it, or lower "
+            "--async_queue_size."
+        )
     return kept
 
 
-def age(sample: Sample, step: int) -> int:
-    """How many updates the policy that step ``step`` finds has had since ``sample`` was drawn."""
-    return step - 1 - sample.weight_version
+def ages(sample: Sample, step: int) -> Tensor:
+    """For each token of the policy in ``sample``, how many updates the policy that step ``step`` finds has had since it
+    was drawn."""
+    return step - 1 - versions(sample)
+
+
+def versions(sample: Sample) -> Tensor:
+    """Of each token of the policy."""
+    return present(sample.weight_versions, "weight versions")[sample.action_mask]
 
 
 def staleness(samples: list[Sample], step: int) -> Metrics:
-    ages = [age(sample, step) for sample in samples]
-    return {"staleness": sum(ages) / len(ages), "staleness_max": float(max(ages))}
+    """Over all tokens of the policy."""
+    every = torch.cat([versions(sample) for sample in samples]).double()
+    now = step - 1
+    return {
+        "weight_version": float(every.mean()),
+        "staleness": now - float(every.mean()),
+        "staleness_max": now - float(every.min()),
+    }
+
+
+def mixed(samples: list[Sample]) -> float:
+    """The share of samples whose tokens are of several versions of the weights."""
+    own = [versions(sample) for sample in samples]
+    return sum(int(v.min()) < int(v.max()) for v in own) / len(own)

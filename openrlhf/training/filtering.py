@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import count, islice
 
 from openrlhf.config.groups import RolloutConfig
@@ -14,6 +16,15 @@ from openrlhf.types import Prompt, Sample
 CLOSE = 1e-6  # a mean that is nearer to a bound of the range lies on it
 
 
+@dataclass(frozen=True)
+class Part:
+    """Prompts of a step that were asked together; ``cursor`` is where the data stands after them."""
+
+    prompts: list[Prompt]
+    cursor: Cursor
+    samples: Future[list[Sample]]
+
+
 def ask_until_full(
     engines: Rollout,
     prompts: Iterable[tuple[list[Prompt], Cursor]],
@@ -21,45 +32,59 @@ def ask_until_full(
     seed: int,
     first: int,
     deadline_s: float,
+    ahead: bool = False,
 ) -> Iterator[Asked]:
     """The rollout of each step from ``first`` on (arXiv:2503.14476, section 3.2), until ``prompts``, which come one at
     a time, end.
 
     As many prompts are asked as are missing, until ``rollout_batch_size`` of them were kept. Where they end before, the
-    kept ones are the last rollout; where none was kept, there is no rollout.
+    kept ones are the last rollout; where none was kept, there is no rollout. With ``ahead`` the first prompts of a step
+    are asked before the update of the one before it, those in the place of others when the step needs them.
     """
     stream = iter(prompts)
+    begun: Part | None = None
     for step in count(first):
-        rollout = _ask(engines, stream, config, seed + step, step, deadline_s)
+        part = begun or _ask(engines, stream, config.rollout_batch_size, seed + step)
+        rollout = None if part is None else _fill(engines, stream, config, seed + step, step, part, deadline_s)
         if rollout is None:
             return
+        begun = _ask(engines, stream, config.rollout_batch_size, seed + step + 1) if ahead else None
         yield rollout
 
 
-def _ask(
+def _ask(engines: Rollout, stream: Iterable[tuple[list[Prompt], Cursor]], most: int, seed: int) -> Part | None:
+    taken = list(islice(stream, most))
+    if not taken:
+        return None
+    prompts = [prompt for (prompt,), _ in taken]
+    return Part(prompts, taken[-1][1], engines.collect(prompts, seed))
+
+
+def _fill(
     engines: Rollout,
     stream: Iterable[tuple[list[Prompt], Cursor]],
     config: RolloutConfig,
     seed: int,
     step: int,
+    first: Part,
     deadline_s: float,
 ) -> Asked | None:
     asked: list[Prompt] = []
     samples: list[Sample] = []
-    kept, cursor = 0, Cursor()
-    for part in count():
-        taken = list(islice(stream, config.rollout_batch_size - kept))
-        if not taken:
+    part: Part | None = first
+    cursor = first.cursor
+    for number in count(1):
+        if part is None:
             break
-        cursor, new_prompts = taken[-1][1], [prompt for (prompt,), _ in taken]
-        # No step has the seeds of a later part; the first has those of a run that does not filter.
-        (new,) = gather(engines.collect(new_prompts, seed + (part << 32)), deadline_s=deadline_s)
+        (new,) = gather(part.samples, deadline_s=deadline_s)
         chosen = informative(new, *config.dynamic_filtering_reward_range)
-        kept += groups(chosen)
         for sample in chosen:
             sample.group += len(asked)
-        samples, asked = samples + chosen, asked + new_prompts
-    if asked and not samples:
+        samples, asked, cursor = samples + chosen, asked + part.prompts, part.cursor
+        # No step has the seeds of a later part; the first has those of a run that does not filter.
+        missing = config.rollout_batch_size - groups(samples)
+        part = _ask(engines, stream, missing, seed + (number << 32))
+    if not samples:
         print(f"--dynamic_filtering kept none of the last {len(asked)} prompts, and there are no more")
     return Asked(step, asked, cursor, done(samples)) if samples else None
 

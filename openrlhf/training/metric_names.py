@@ -29,9 +29,10 @@ METRICS: dict[str, str] = {
     "response_length": "mean number of tokens that the policy chose",
     "response_length_max": "largest number of tokens that the policy chose",
     "truncated": "share of samples cut at the length limit",
-    "weight_version": "syncs that the engines had received when they sampled",
-    "staleness": "updates of the policy since the samples were drawn, mean; 0 without --async_train",
-    "staleness_max": "updates of the policy since the oldest sample was drawn",
+    "weight_version": "syncs that the engines had received when they sampled a token, mean",
+    "staleness": "updates of the policy since a token was sampled, mean; 0 without --async_train",
+    "staleness_max": "updates of the policy since the oldest token was sampled",
+    "mixed": "share of samples whose tokens are of several versions of the weights, with --partial_rollout",
     "stale": "share of samples left out because they were older than --max_staleness",
     # policy
     "policy_loss": "clipped policy loss alone, without KL and entropy terms",

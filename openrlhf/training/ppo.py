@@ -26,7 +26,7 @@ from openrlhf.algorithms.rewards import kl_penalty, overlong_penalty, stop_prope
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import reward_weights, rollouts_ahead
 from openrlhf.data.sampler import Cursor
-from openrlhf.training.ahead import Asked, ask_ahead, fresh, staleness
+from openrlhf.training.ahead import Asked, ask_ahead, fresh, mixed, staleness
 from openrlhf.training.best import keep_best
 from openrlhf.training.checkpoint_part import own_random_numbers
 from openrlhf.training.checkpoints import Checkpoints, Progress, close_step
@@ -118,6 +118,7 @@ def train(
                 **evaluated,
                 **sample_metrics(samples, batch),
                 **staleness(samples, step),
+                **({"mixed": mixed(samples)} if config.rollout.partial_rollout else {}),
                 **part_means(parts),
                 **left_out(config, len(rollout.prompts), sampled, len(samples)),
                 **actor,
@@ -141,10 +142,10 @@ def rollouts(
     deadline_s: float,
 ) -> Iterator[Asked]:
     """The rollout of each step from ``first`` on."""
-    seed, engines = config.train.seed, roles.rollout
+    seed, engines, ahead = config.train.seed, roles.rollout, rollouts_ahead(config.rollout)
     if config.rollout.dynamic_filtering:
-        return ask_until_full(engines, prompt_batches, config.rollout, seed, first, deadline_s)
-    return ask_ahead(engines, prompt_batches, seed, first, rollouts_ahead(config.rollout))
+        return ask_until_full(engines, prompt_batches, config.rollout, seed, first, deadline_s, ahead > 0)
+    return ask_ahead(engines, prompt_batches, seed, first, ahead)
 
 
 def evaluation_due(every: int, step: int, episode_ended: bool) -> bool:
@@ -292,7 +293,6 @@ def sample_metrics(samples: list[Sample], batch: Batch) -> Metrics:
         "response_length_max": float(lengths.max()),
         "truncated": sum(s.truncated for s in samples) / len(samples),
         "advantage_std": float(advantages[batch.action_mask].std(correction=0)),
-        "weight_version": sum(s.weight_version for s in samples) / len(samples),
     }
     if batch.scores is not None:
         metrics["score"] = float(batch.scores.mean())

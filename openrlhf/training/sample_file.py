@@ -29,6 +29,7 @@ PART, EXTRA, PER_TOKEN = "part/", "extra/", "token/"
 TOKEN_FIELDS: dict[str, str] = {
     "log_probs": "log-prob by the actor before the update, at the sampling temperature",
     "engine_log_probs": "log-prob by the engine that sampled",
+    "weight_versions": "syncs that the engine had received when it sampled",
     "ref_log_probs": "log-prob by the reference",
     "kl": "KL estimate between actor and reference, by --kl_estimator",
     "values": "value by the critic before the update",
@@ -66,7 +67,7 @@ class StoredSample:
     label: str = ""
     score: float | None = None
     truncated: bool = False
-    weight_version: int = 0
+    weight_version: int = 0  # of the oldest token
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from openrlhf.algorithms.kl import kl_estimate
 from openrlhf.config.commands import PPOConfig
 from openrlhf.objectives.reinforcement import policy_elements, value_elements
+from openrlhf.training.ahead import versions
 from openrlhf.training.roles import Roles, gather
 from openrlhf.training.sample_file import StoredSample, StoredStep, Turn, step_path, stored_steps, write_step
-from openrlhf.types import Batch, Prompt, Sample
+from openrlhf.types import Batch, Prompt, Sample, present
 
 FOLDER = "samples"
 PATIENCE = 60.0  # seconds that a step waits for the file of the one before it, and the end of the run for the last
@@ -131,12 +132,13 @@ class SampleStore:
                     reward=float(batch.rewards[place]) if batch.rewards is not None else 0.0,
                     parts={name: float(values[row]) for name, values in parts.items()},
                     extras=sample.metrics,
-                    per_token={name: values[place, :length].float() for name, values in fields.items()},
+                    per_token={name: values[place, :length].float() for name, values in fields.items()}
+                    | {"weight_versions": present(sample.weight_versions, "weight versions").float()},
                     source=sample.source,
                     label=sample.label,
                     score=sample.score,
                     truncated=sample.truncated,
-                    weight_version=sample.weight_version,
+                    weight_version=int(versions(sample).min()),
                 )
             )
         every = torch.cat([sample.tokens for sample in stored]).unique().tolist()

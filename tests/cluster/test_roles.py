@@ -111,9 +111,9 @@ PLACEMENTS = {
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 1 "
         "--reward_num_gpus_per_node 1 --vllm_num_engines 1"
     ),
-    "pairs together on rings of two, ZeRO-3, packed by tokens": (
+    "pairs together on rings of two, ZeRO-3, packed by tokens, the actor samples": (
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
-        "--reward_num_gpus_per_node 2 --vllm_num_engines 1 --colocate_actor_ref --colocate_critic_reward "
+        "--reward_num_gpus_per_node 2 --vllm_num_engines 0 --colocate_actor_ref --colocate_critic_reward "
         "--zero_stage 3 --packing_samples --ring_attn_size 2 --use_dynamic_batch --train_max_tokens_per_gpu 9"
     ),
     "pairs together with sleeps, two workers a model, ZeRO-2": (

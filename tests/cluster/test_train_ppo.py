@@ -103,3 +103,32 @@ def test_qlora_without_a_critic_samples_from_the_weights_that_learn(tiny_folder:
     before = {name: value.clone() for name, value in base.state_dict().items()}
     after = PeftModel.from_pretrained(base, out).merge_and_unload().state_dict()
     assert max(float((after[name] - before[name]).abs().max()) for name in before) > 1e-3
+
+
+@pytest.mark.timeout(400)
+def test_without_engines_the_actors_workers_sample(tiny_folder: Path, tmp_path: Path) -> None:
+    """Two of them, with an adapter, five prompts: one has a part that is larger than the other's."""
+    rows = [{"input": f"What is {i} + {i}?", "label": i} for i in range(5)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "reward.py").write_text(
+        "def reward_func(queries, prompts, labels):\n    return {'rewards': [float(len(q) % 5) for q in queries], "
+        "'extra_logs': {'prompts': [2.0 ** int(label) for label in labels]}}\n"
+    )
+    out = tmp_path / "out"
+    main(
+        f"--pretrain {tiny_folder} --remote_rm_url {tmp_path}/reward.py --advantage_estimator group_norm "
+        "--lora_rank 4 --actor_learning_rate 1e-2 --lr_warmup_ratio 0 --zero_stage 2 --deepspeed_enable_sleep "
+        "--actor_num_gpus_per_node 2 --colocate_all_models --vllm_num_engines 0 --init_kl_coef 0.01 --use_kl_loss "
+        f"--kl_estimator k3 --prompt_data {tmp_path}/prompts.jsonl --label_key label --num_episodes 2 "
+        "--rollout_batch_size 5 --n_samples_per_prompt 2 --train_batch_size 10 --micro_train_batch_size 5 "
+        f"--prompt_max_len 32 --generate_max_len 12 --eval_dataset {tmp_path}/prompts.jsonl "
+        f"--eval_n_samples_per_prompt 1 --save_path {out}".split()
+    )
+    _, *steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [step["weight_version"] for step in steps] == [0, 1]
+    for step in steps:
+        assert step["reward/prompts"] == (2**5 - 1) / 5  # each prompt once
+        assert step["engine_log_prob_diff"] < 1e-4
+        assert step["busy/rollout"] > 0
+        assert "eval_default_pass1" in step
+    assert steps[1]["kl"] > 1e-5

@@ -183,7 +183,7 @@ def test_the_calculator(
 
         async def generate(self, asked: list[int], params: Any) -> Completion:
             said = next(coming).replace("<|im_end|>", ".")
-            return Completion([ord(letter) for letter in said], [0.0] * len(said), False)
+            return Completion([ord(letter) for letter in said], [0.0] * len(said), False, [0] * len(said))
 
     coming = iter(turns)
     agent = load_from_file(f"{ROOT}/examples/python/calculator.py:AgentExecutor", "test")()

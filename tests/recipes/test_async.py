@@ -92,7 +92,6 @@ def test_a_killed_run_learns_from_each_prompt_once(flags: dict[str, Any], tmp_pa
     """It dies twice with two more rollouts in flight than were learned from, and is stopped once."""
     flags |= {
         "async_train": True, "async_queue_size": 2, "save_steps": 2, "ckpt_path": tmp_path / "ckpt", "num_episodes": 4,
-        "max_staleness": 2,
     }  # fmt: skip
     at = {"at": "openrlhf.training.ppo:add_rewards"}
     assert run_apart("train_ppo_ray", flags, **at, call=4) == -signal.SIGKILL

@@ -57,6 +57,17 @@ def test_it_trains_on_prompts_between_and_goes_on_exactly(flags: dict[str, Any],
     assert all(row["advantage_std"] > 0.5 for row in rows)  # with groups of one score it would be near 0
 
 
+def test_a_batch_that_began_before_the_update_is_filled_after_it(flags: dict[str, Any]) -> None:
+    """In the order of this seed the first four prompts of a step never all teach, so others take their places."""
+    rows = metrics(run(main, flags | {"async_train": True}))
+    assert len(rows) >= 2
+    assert rows[0]["staleness_max"] == 0
+    assert max(row["staleness_max"] for row in rows) == 1
+    assert all(row["staleness"] < 1 for row in rows)
+    assert sum(4 / row["groups_kept"] for row in rows[:-1]) <= 36
+    assert all(row["groups_kept"] < 0.5 for row in rows)
+
+
 def test_a_run_in_which_no_prompt_teaches(flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     run(main, flags | {"dynamic_filtering_reward_range": (0.99, 1.5), "num_episodes": 1})
     assert metrics(flags["save_path"])[-1]["score"] == 1.0

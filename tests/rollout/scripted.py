@@ -1,13 +1,17 @@
-"""An engine that answers from a script, and a tokenizer of words that does not survive encode and decode."""
+"""Engines that answer from a script or are interrupted, and a tokenizer of letters that does not survive encode and
+decode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
+from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.rollout.agents import Agent, load_executor
 from openrlhf.rollout.collect import collect
 from openrlhf.rollout.engine import Completion, SamplingParams
@@ -37,6 +41,28 @@ class Scripted:
     def wake(self) -> None: ...
 
 
+class Stopping:
+    """Each call samples with the next model, and is interrupted after ``tokens`` of them."""
+
+    def __init__(self, models: list[Any], tokens: int) -> None:
+        self.models = models
+        self.tokens = tokens
+        self.asked: list[list[list[int]]] = []
+        self.seeds: list[int | None] = []
+
+    def ask(self, prompts: list[list[int]], params: list[SamplingParams]) -> list[Completion]:
+        version = len(self.asked)
+        self.asked.append(prompts)
+        self.seeds += [own.seed for own in params]
+        engine = HFGenerate(self.models[version])
+        engine.version = version
+        short = [replace(own, max_new_tokens=min(self.tokens, own.max_new_tokens)) for own in params]
+        answers = engine.generate(prompts, short)
+        for answer, own in zip(answers, params, strict=True):
+            answer.interrupted = answer.truncated and own.max_new_tokens > self.tokens
+        return answers
+
+
 class Letters:
     """Token i is the letter of i modulo 26, and a letter is encoded as 0 to 25: the ids above are lost in a text."""
 
@@ -53,6 +79,11 @@ def agent(folder: Path, code: str, max_length: int = 100, timeout_s: float = 20.
     file = folder / "agent.py"
     file.write_text(code, encoding="utf-8")
     return Agent(str(file), load_executor(str(file)), max_length, timeout_s, drops)
+
+
+def said_of(tokens: list[int], log_prob: float = 0.0, truncated: bool = False) -> Completion:
+    """An answer of the weights that an engine starts with."""
+    return Completion(tokens, [log_prob] * len(tokens), truncated, weight_versions=[0] * len(tokens))
 
 
 def hold(

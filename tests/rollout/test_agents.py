@@ -14,7 +14,7 @@ from openrlhf.rollout.agents import agent_of, load_executor
 from openrlhf.rollout.engine import Completion, SamplingParams
 from openrlhf.rollout.rewards import RewardFailed
 from openrlhf.types import Prompt, collate
-from tests.rollout.scripted import agent, hold
+from tests.rollout.scripted import agent, hold, said_of
 
 PROMPT = [Prompt(0, "abc", [0, 1, 2], "the label", "games")]
 THREE_TURNS = """
@@ -43,7 +43,7 @@ SCRIPT = {
 
 def answer(tokens: list[int], params: SamplingParams) -> Completion:
     out = SCRIPT[tuple(tokens)]
-    return Completion(out, [-0.5 * token for token in out], truncated=out == [39], weight_version=4 - len(out))
+    return Completion(out, [-0.5 * token for token in out], out == [39], weight_versions=[len(out)] * len(out))
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -59,7 +59,7 @@ def test_three_turns_token_for_token(tmp_path: Path, plain: bool) -> None:
     assert (sample.group, sample.prompt, sample.label, sample.source) == (0, "abc", "the label", "games")
     assert sample.metrics == {"turns": 3.0, "turn": 3.0}
     assert sample.truncated is False  # the second turn was cut, and the conversation went on
-    assert sample.weight_version == 1  # the oldest
+    assert sample.weight_versions.tolist() == [0, 0, 0, 3, 3, 3, 0, 0, 1, 0, 2, 2]
 
 
 ECHO = """
@@ -80,7 +80,7 @@ def test_random_tokens_stay_as_they_were_sampled(tmp_path: Path) -> None:
     def sample(tokens: list[int], params: SamplingParams) -> Completion:
         rng = random.Random(str(tokens) + str(params.seed))
         said[tuple(tokens)] = [rng.randrange(260) for _ in range(rng.randrange(1, 9))]
-        return Completion(said[tuple(tokens)], [-1.0] * len(said[tuple(tokens)]), truncated=False)
+        return said_of(said[tuple(tokens)], -1.0)
 
     prompts = [Prompt(i, "xy", [i, 300 + i]) for i in range(200)]
     samples, _ = hold(agent(tmp_path, ECHO), sample, prompts)
@@ -99,7 +99,7 @@ def test_random_tokens_stay_as_they_were_sampled(tmp_path: Path) -> None:
 
 def test_another_observation_is_encoded_in_place_of_the_prompt(tmp_path: Path) -> None:
     code = ECHO.replace('states["observation"]}', '"hij"}').replace("> 60", "> 0")
-    (sample,), _ = hold(agent(tmp_path, code), lambda *_: Completion([9], [0.0], False), PROMPT)
+    (sample,), _ = hold(agent(tmp_path, code), lambda *_: said_of([9]), PROMPT)
     assert sample.tokens.tolist() == [7, 8, 9, 9]
     assert sample.action_mask.tolist() == [False, False, False, True]
 
@@ -108,7 +108,7 @@ def test_the_limit_of_length_cuts_answers_and_ends_the_conversation(tmp_path: Pa
     """Of 12 tokens 3 are the prompt's; every answer takes what it is given, of the usual 4."""
 
     def long(tokens: list[int], params: SamplingParams) -> Completion:
-        return Completion([30] * params.max_new_tokens, [0.0] * params.max_new_tokens, truncated=True)
+        return said_of([30] * params.max_new_tokens, truncated=True)
 
     code = ECHO.replace('states["action_text"]', '"b"')
     params = SamplingParams(max_new_tokens=4, seed=1)
@@ -122,21 +122,21 @@ def test_the_limit_of_length_cuts_answers_and_ends_the_conversation(tmp_path: Pa
 
 
 def test_feedback_without_room_for_an_answer_is_left_out(tmp_path: Path) -> None:
-    (sample,), _ = hold(agent(tmp_path, ECHO, max_length=6), lambda *_: Completion([4, 25], [0.0] * 2, False), PROMPT)
+    (sample,), _ = hold(agent(tmp_path, ECHO, max_length=6), lambda *_: said_of([4, 25]), PROMPT)
     assert sample.tokens.tolist() == [0, 1, 2, 4, 25]
     assert sample.truncated
 
 
 def test_the_environment_may_set_the_length_of_the_next_answer(tmp_path: Path) -> None:
     code = ECHO.replace('"rewards": 1', '"sampling_params": {"max_new_tokens": 2}, "rewards": 1').replace("60", "9")
-    _, engine = hold(agent(tmp_path, code), lambda *_: Completion([4, 5], [0.0] * 2, False), PROMPT)
+    _, engine = hold(agent(tmp_path, code), lambda *_: said_of([4, 5]), PROMPT)
     assert [batch[0].max_new_tokens for batch in engine.params] == [8, 2, 2]
 
 
 def test_turns_and_samples_have_seeds_of_their_own(tmp_path: Path) -> None:
     def draw(tokens: list[int], params: SamplingParams) -> Completion:
         rng = random.Random(f"{tokens} {params.seed}")
-        return Completion([rng.randrange(50) for _ in range(6)], [0.0] * 6, False)
+        return said_of([rng.randrange(50) for _ in range(6)])
 
     first, engine = hold(agent(tmp_path, ECHO), draw, PROMPT, n=8)
     seeds = [own.seed for batch in engine.params for own in batch]
@@ -165,9 +165,8 @@ class AgentExecutor:
 
 def executed(tmp_path: Path, change: str = "pass", **settings):
     code = EXECUTOR.replace("CHANGE", change)
-    samples, _ = hold(
-        agent(tmp_path, code, **settings), lambda *_: Completion([30, 31, 25], [-1.0, -2.0, -3.0], False, 5), PROMPT
-    )
+    said = Completion([30, 31, 25], [-1.0, -2.0, -3.0], False, weight_versions=[5, 5, 6])
+    samples, _ = hold(agent(tmp_path, code, **settings), lambda *_: said, PROMPT)
     return samples[0]
 
 
@@ -176,7 +175,8 @@ def test_an_executor_holds_the_whole_conversation(tmp_path: Path) -> None:
     assert sample.tokens.tolist() == [0, 1, 2, 30, 31, 25]
     assert sample.action_mask.tolist() == [False] * 3 + [True] * 3
     assert sample.rollout_log_probs.tolist() == [0, 0, 0, -1, -2, -3]
-    assert (sample.reward, sample.score, sample.weight_version) == (3.0, 0.75, 5)
+    assert sample.weight_versions.tolist() == [0, 0, 0, 5, 5, 6]
+    assert (sample.reward, sample.score) == (3.0, 0.75)
     assert sample.metrics == {"turns": 1.0, "words": 2.0}
     assert sample.truncated is False
     assert sample.turn_rewards.tolist() == [0, 0, 0, 0, 0, 3]

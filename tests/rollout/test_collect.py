@@ -28,7 +28,7 @@ class Counting:
         self.asked += prompts
         self.params.append(params)
         return [
-            Completion([50 + n] * (n + 1), [-0.5 * n - 0.25] * (n + 1), truncated=n == 1, weight_version=3)
+            Completion([50 + n] * (n + 1), [-0.5 * n - 0.25] * (n + 1), n == 1, weight_versions=[3 + n] * (n + 1))
             for n in range(len(prompts))
         ]
 
@@ -71,7 +71,7 @@ def test_the_engines_own_tokens_and_log_probs_are_kept() -> None:
     assert third.action_mask.tolist() == [False, True, True, True]
     assert third.rollout_log_probs.tolist() == [0.0, -1.25, -1.25, -1.25]
     assert [s.truncated for s in samples] == [False, True, False, False, False, False]
-    assert {s.weight_version for s in samples} == {3}
+    assert third.weight_versions.tolist() == [0, 5, 5, 5]
 
 
 def test_without_a_reward_function_there_is_no_reward() -> None:

@@ -11,7 +11,7 @@ from openrlhf.rollout import conversations
 from openrlhf.rollout.engine import Completion, SamplingParams
 from openrlhf.rollout.rewards import RewardFailed
 from openrlhf.types import Prompt
-from tests.rollout.scripted import agent, hold
+from tests.rollout.scripted import agent, hold, said_of
 
 PROMPTS = [Prompt(i, "abcdefgh"[i], [i], str(i)) for i in range(8)]
 # Conversation i has 1 + i % 3 turns; the third kind of trouble is told by the label.
@@ -32,7 +32,7 @@ class AgentInstance:
 
 
 def one_token(tokens: list[int], params: SamplingParams) -> Completion:
-    return Completion([40], [-1.0], truncated=False)
+    return said_of([40], -1.0)
 
 
 def code(trouble: str = "pass") -> str:
@@ -162,7 +162,7 @@ class AgentExecutor:
 
 def test_an_executor_may_ask_several_times_at_once_and_give_up(tmp_path: Path) -> None:
     def draw(tokens: list[int], params: SamplingParams) -> Completion:
-        return Completion([params.seed % 1000 + 30], [float(params.seed)], False)
+        return said_of([params.seed % 1000 + 30], float(params.seed))
 
     samples, engine = hold(agent(tmp_path, SEVERAL), draw, PROMPTS)
     asked = [(tokens[0], own.seed) for batch, each in zip(engine.batches, engine.params, strict=True)

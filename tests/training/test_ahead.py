@@ -14,16 +14,24 @@ from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.cli.train_ppo_ray import optimizer_steps, prompt_batches
 from openrlhf.config.commands import PPOConfig
 from openrlhf.models.causal_lm import CausalLM
-from openrlhf.rollout.collect import collect
+from openrlhf.rollout.collect import collect, make_sample
 from openrlhf.rollout.engine import SamplingParams
+from openrlhf.rollout.partial import finished
 from openrlhf.training import ppo
-from openrlhf.training.ahead import age, ask_ahead, fresh, staleness
+from openrlhf.training.ahead import ages, ask_ahead, fresh, staleness
 from openrlhf.training.roles import Roles, done
 from openrlhf.types import Metrics, Prompt, Sample
+from tests.models.helpers import build
+from tests.rollout.scripted import Stopping
+from tests.training import slow_ppo
 from tests.training.helpers import weights
-from tests.training.test_ppo import Lines, config_of, package_samples, roles_of
+from tests.training.test_ppo import LR, Lines, assert_same_updates, config_of, package_samples, roles_of, run
 
 EVERY = [Prompt(i, "", [5 + i, 9]) for i in range(6)]
+
+
+def of_version(sample: Sample, version: int) -> Sample:
+    return replace(sample, weight_versions=torch.full_like(sample.tokens, version))
 
 
 class Diary:
@@ -35,7 +43,7 @@ class Diary:
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
         self.entries.append(f"collect {seed}")
-        return done([replace(sample, weight_version=self.version) for sample in package_samples()])
+        return done([of_version(sample, self.version) for sample in package_samples()])
 
     def sync(self, version: int) -> Future[None]:
         self.entries.append(f"sync {version}")
@@ -85,33 +93,82 @@ def test_every_batch_comes_with_its_own_prompts_and_cursor() -> None:
 
 
 def drawn(*versions: int) -> list[Sample]:
-    return [replace(package_samples()[0], weight_version=version) for version in versions]
+    return [of_version(package_samples()[0], version) for version in versions]
 
 
 def test_age_and_the_bound_on_it() -> None:
     samples = drawn(4, 2, 3, 4)
-    assert [age(sample, step=5) for sample in samples] == [0, 2, 1, 0]
-    assert staleness(samples, 5) == {"staleness": 0.75, "staleness_max": 2.0}
+    assert [set(ages(sample, step=5).tolist()) for sample in samples] == [{0}, {2}, {1}, {0}]
+    assert staleness(samples, 5) == {"weight_version": 3.25, "staleness": 0.75, "staleness_max": 2.0}
     assert fresh(samples, 5, None) == samples
-    assert [s.weight_version for s in fresh(samples, 5, 1)] == [4, 3, 4]
+    assert fresh(samples, 5, 1) == [samples[0], *samples[2:]]
     with pytest.raises(ValueError, match="step 9: all 4 samples are older than --max_staleness 3"):
         fresh(samples, 9, 3)
 
 
+# Engines of their own; the tests' roles stand in for them.
+ENGINES = {"local": False, "vllm_num_engines": 1, **{f"{r}_num_gpus_per_node": 1 for r in ("actor", "critic", "ref")}}
+PARTIAL = {**ENGINES, "async_train": True, "partial_rollout": True}
+
+
 def test_samples_that_are_too_old_are_left_out_and_counted() -> None:
-    class Mixed(Diary):
-        """A quarter of the samples is one version behind."""
+    """Of every four samples one began before a sync and ended after it, the others lie behind it."""
 
+    class Across(Diary):
         def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
-            behind = [self.version - (i % 4 == 0) for i in range(8)]
-            return done([replace(s, weight_version=v) for s, v in zip(package_samples(), behind, strict=True)])
+            samples = [of_version(sample, self.version + 1) for sample in package_samples()]
+            for sample in samples[::4]:
+                sample.weight_versions[: sample.action_mask.nonzero()[-1]] -= 1
+            return done(samples)
 
-    given = {"async_train": True, "async_queue_size": 0, "advantage_estimator": "group_norm"}
-    kept = [s.reward for i, s in enumerate(package_samples()) if i % 4]
-    for most, stale, rewards in ((0, 0.25, kept), (1, 0.0, [s.reward for s in package_samples()])):
-        for line in train(config_of(max_staleness=most, **given), Mixed()):
-            assert (line["stale"], line["staleness_max"]) == (stale, most)
+    given = {**PARTIAL, "advantage_estimator": "group_norm", "init_kl_coef": 0}
+    every, kept = [s.reward for s in package_samples()], [s.reward for i, s in enumerate(package_samples()) if i % 4]
+    begun = sum(int(s.action_mask.sum()) - 1 for s in package_samples()[::4])  # tokens of the old weights
+    tokens = sum(int(s.action_mask.sum()) for s in package_samples())
+    for bound, rewards in (({}, every), ({"max_staleness": 0}, kept)):
+        lines = train(config_of(**given, **bound), Across())[1:]  # nothing was in flight before the first
+        assert len(lines) == 2
+        for line in lines:
             assert line["reward"] == pytest.approx(sum(rewards) / len(rewards))
+            assert line["staleness_max"] == (0 if bound else 1)
+            assert line["staleness"] == pytest.approx(0 if bound else begun / tokens)
+            assert line["mixed"] == (0 if bound else 0.25)
+            assert line.get("stale") == (0.25 if bound else None)
+
+
+def test_a_step_on_responses_of_two_versions_equals_the_slow_script() -> None:
+    """Each token is weighed by π over the policy that drew it, which for the first three of a response is an older
+    one."""
+    models = [build(seed=5), build(seed=0)]
+    stopping = Stopping(models, 3)
+    params = SamplingParams(temperature=0.8, max_new_tokens=6, stop_token_ids=(1,), seed=11)
+    asked = [prompt for prompt in EVERY[:2] for _ in range(4)]
+    answers = finished(stopping.ask, [prompt.tokens for prompt in asked], params)
+    samples, plain, sampled = [], [], []
+    for place, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+        reward = float(sum(answer.token_ids) % 7)
+        tokens, positions = prompt.tokens + answer.token_ids, range(2, 2 + len(answer.token_ids))
+        plain.append((tokens, list(positions), reward, place // 4))
+        samples.append(replace(make_sample(prompt, answer, place // 4), reward=reward, score=0.0))
+        with torch.no_grad():
+            own = [slow_ppo.log_probs(model, plain[-1], 0.8)[0] for model in models]
+        sampled.append([float(own[k // 3][k]) for k in range(len(positions))])
+    setting = slow_ppo.Setting(
+        "group_norm", temperature=0.8, gamma=1.0, lambd=1.0, eps=0.2, value_clip=0.2, kl_coef=0.05, kl_in_loss=True,
+        reward_clip=(-10.0, 10.0), mini_batch=4, epochs=2, peak=LR, total_steps=4, warmup=1, correction="tis",
+        threshold=(0.8, 1.2),
+    )  # fmt: skip
+    config = config_of(
+        **PARTIAL, advantage_estimator="group_norm", use_kl_loss=True, kl_estimator="k2",
+        enable_vllm_is_correction=True, vllm_is_truncated_threshold=(0.8, 1.2),
+    )  # fmt: skip
+    policy, _, (metrics,) = run(config, samples)
+    actor = slow_ppo.AdamW(build(seed=0), setting, LR["actor"])
+    seen = slow_ppo.step(plain, actor, None, build(seed=1), setting, sampled)
+    assert {name: metrics[name] for name in seen} == pytest.approx(seen, rel=1e-4, abs=1e-6)
+    assert_same_updates(policy.hf, actor.model, build(seed=0))
+    assert metrics["mixed"] > 0.5
+    assert abs(metrics["correction_weight"] - 1) > 0.01
 
 
 class Sampler:

@@ -74,6 +74,22 @@ def test_missing_groups_are_asked_for_until_the_batch_is_full() -> None:
     assert min(engines.seeds[1:3]) > 10**9
 
 
+def test_ahead_the_next_prompts_are_asked_before_a_rollout_is_learned_from() -> None:
+    """The same rollouts as without, each asked for one step earlier up to where prompts gave way to others."""
+    answers = [MIXED, WRONG, RIGHT, MIXED, MIXED, WRONG, MIXED, MIXED]
+    engines = Scorer(answers)
+    stream = [([Prompt(i, "", [5])], Cursor(0, i + 1)) for i in range(len(answers))]
+    config = RolloutConfig(rollout_batch_size=2, n_samples_per_prompt=2, dynamic_filtering=True)
+    seen = []
+    for rollout in ask_until_full(engines, stream, config, seed=33, first=7, deadline_s=60, ahead=True):
+        seen.append(([p.id for p in rollout.prompts], rollout.cursor, len(engines.asked)))
+    assert engines.asked == [[0, 1], [2], [3], [4, 5], [6], [7]]
+    assert seen == [([0, 1, 2, 3], Cursor(0, 4), 4), ([4, 5, 6], Cursor(0, 7), 6), ([7], Cursor(0, 8), 6)]
+    alone, found = follow(answers, wanted=2)
+    assert (alone.asked, alone.seeds) == (engines.asked, engines.seeds)
+    assert [cursor for *_, cursor in found] == [cursor for _, cursor, _ in seen]
+
+
 def test_what_was_accepted_is_used_when_the_prompts_end(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = follow([WRONG, MIXED, RIGHT], wanted=2)
     assert found == [(3, 1, Cursor(0, 3))]

@@ -58,8 +58,11 @@ def package_samples() -> list[Sample]:
         mask = torch.zeros(len(tokens), dtype=torch.bool)
         mask[actions] = True
         made.append(
-            Sample(torch.tensor(tokens), mask, torch.zeros(len(tokens)), group=group, reward=reward, score=reward)
-        )
+            Sample(
+                torch.tensor(tokens), mask, torch.zeros(len(tokens)), group=group, reward=reward, score=reward,
+                weight_versions=torch.zeros(len(tokens), dtype=torch.int64),
+            )
+        )  # fmt: skip
     return made
 
 

@@ -36,7 +36,14 @@ PROMPTS = [Prompt(100 + i, f"q{i}", [113]) for i in range(6)]
 
 def rollout(groups: int = 6, each: int = 4) -> list[Sample]:
     return [
-        Sample(torch.tensor([113, 97 + k]), torch.tensor([False, True]), torch.zeros(2), group=g, reward=float(k))
+        Sample(
+            torch.tensor([113, 97 + k]),
+            torch.tensor([False, True]),
+            torch.zeros(2),
+            group=g,
+            reward=float(k),
+            weight_versions=torch.tensor([0, 3]),
+        )
         for g in range(groups)
         for k in range(each)
     ]
