@@ -26,7 +26,7 @@ from openrlhf.config.commands import (
     groups,
     types,
 )
-from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN, NOT_BUILT_VALUES
+from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN
 from openrlhf.training.bands import BANDS, band_shown
 from openrlhf.training.metric_names import METRICS, REWARD_PARTS, pass_rate
 
@@ -107,8 +107,7 @@ def bands(name: str) -> tuple[str, str]:
 
 def flags_page() -> str:
     sections = [section(group) for group in dict.fromkeys(g for c in COMMANDS.values() for g in groups(c).values())]
-    values = [f"- `--{name}` {sentence}" for name, _, sentence in NOT_BUILT_VALUES]
-    return FLAGS_HEAD + "".join(sections) + "\n## Values that are not built\n\n" + "\n".join(values) + "\n"
+    return FLAGS_HEAD + "".join(sections)
 
 
 def section(group: type) -> str:
