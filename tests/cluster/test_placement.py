@@ -13,8 +13,8 @@ FLAGS = (
 )
 
 
-def placed(extra: str = ""):
-    return plan(read(PPOConfig, f"{FLAGS} {extra}".split()))
+def placed(extra: str = "", flags: str = FLAGS):
+    return plan(read(PPOConfig, f"{flags} {extra}".split()))
 
 
 def test_separate_roles_have_a_pool_each_and_engines_have_devices_of_their_own():
@@ -44,8 +44,9 @@ def test_roles_that_the_run_does_not_need_get_no_devices():
 
 
 def test_an_actor_with_an_adapter_is_its_own_reference():
-    assert [pool.roles for pool in placed("--lora_rank 4").pools] == [("actor",), ("critic",), ("reward",)]
-    together = placed("--lora_rank 4 --colocate_all_models")
+    flags = FLAGS.replace("--ref_num_gpus_per_node 2 ", "")
+    assert [pool.roles for pool in placed("--lora_rank 4", flags).pools] == [("actor",), ("critic",), ("reward",)]
+    together = placed("--lora_rank 4 --colocate_all_models", flags)
     assert [pool.roles for pool in together.pools] == [("actor", "critic", "reward")]
 
 
@@ -57,6 +58,12 @@ def test_a_reward_function_needs_no_reward_model():
 
 def test_the_devices_of_an_engine_are_its_tensor_parallel_size():
     assert placed("--vllm_tensor_parallel_size 2").devices == 4 * 2 + 2 * 2
+
+
+def test_without_engines_the_roles_are_all_there_is():
+    assert (placed().engines, placed().devices) == (2, 4 * 2 + 2)
+    without = placed(flags=FLAGS.replace("--vllm_num_engines 2", "--vllm_num_engines 0"))
+    assert (without.engines, without.devices) == (0, 4 * 2)
 
 
 def test_missing_gpus_are_named_and_a_cpu_machine_is_fine():
