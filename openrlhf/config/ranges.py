@@ -29,7 +29,7 @@ RANGES = (
             *("n_samples_per_prompt", "eval_n_samples_per_prompt", "max_ckpt_num", "max_ckpt_mem", "kl_horizon", "zpg"),
             *("actor_num_nodes", "actor_num_gpus_per_node", "critic_num_nodes", "critic_num_gpus_per_node"),
             *("ref_num_nodes", "ref_num_gpus_per_node", "reward_num_nodes", "reward_num_gpus_per_node"),
-            *("vllm_num_engines", "vllm_tensor_parallel_size", "ds_tensor_parallel_size"),
+            *("vllm_tensor_parallel_size", "ds_tensor_parallel_size"),
             *("ring_attn_size", "ring_head_stride", "lora_alpha", "batch_size", "overlong_buffer_len"),
             *("train_max_tokens_per_gpu", "rollout_max_tokens_per_gpu"),
             *("micro_batch_size", "max_new_tokens", "best_of_n", "tp_size", "max_num_seqs", "max_skipped_steps"),
