@@ -1,5 +1,5 @@
 """``python -m benchmarks [NAME …]``: run the comparisons and print one table. ``--write`` keeps it in RESULTS.md;
-after ``phases`` or ``async`` alone, their sections there are replaced and the rest stays.
+after sections alone (``planning``, ``phases`` …) those there are replaced and the rest stays.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ from pathlib import Path
 
 from benchmarks.asynchronous import async_table
 from benchmarks.comparisons import COMPARISONS
+from benchmarks.controller import controller_table
 from benchmarks.machine import describe
 from benchmarks.material import write_model
 from benchmarks.phases import phase_table
+from benchmarks.planning import planning_table
 from benchmarks.table import Row, markdown
 
-SECTIONS = {"phases": phase_table, "async": async_table}  # each with a table of its own
+SECTIONS = {
+    "planning": planning_table,
+    "controller": controller_table,
+    "phases": phase_table,
+    "async": async_table,
+}  # each with a table of its own
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = ("what", "ours", "other", "ratio: median (min–max)", "goal", "met")
 NOTES = """\
@@ -29,12 +36,14 @@ GRPO samples, so its losses cannot agree: there the number of sampled tokens and
 Memory is the peak of the whole process, imports and model included. The model has 1.05 million parameters and a
 vocabulary of 2,048, in float32.
 
-Where ours is packed, TRL pads, as it does by default; its padding-free mode is not measured. The head's backward pass
-computes each chunk's logits again: four large matrix products instead of three, against fewer passes over memory. So
-its time ratio rises with the hidden size, towards 4/3 where the products are all that counts; the goal for time is out
-of reach there as long as the head does not know the loss when it runs forward. A reward model's step is the decoder's
-forward and backward and next to nothing else, in a bare loop and in TRL alike, so at equal lengths ours is no faster
-than TRL and misses its goal. What is left to try: the last layer is needed for the last token of a row alone.
+Where ours is packed, TRL pads, as it does by default; its padding-free mode is not measured. At equal lengths there is
+no padding to leave out, but the prompt that chosen and rejected have in common goes through our model once. The head's
+backward pass computes the logits of all but the first chunks again: four large matrix products instead of three,
+against fewer passes over memory. So its time ratio rises with the hidden size, towards 4/3 where the products are all
+that counts; the goal for time is out of reach there as long as the head does not know the loss when it runs forward,
+and keeping more logits would miss the goal for memory. A reward model's step is the decoder's forward and backward and
+next to nothing else, in a bare loop and in TRL alike; ours runs the last of its four layers for the last token of a row
+alone.
 """
 
 

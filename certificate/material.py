@@ -48,7 +48,10 @@ def disturb(model: PreTrainedModel) -> None:
 
 
 def ragged(seed: int, rows: int) -> Batch:
-    """Rows of 3 to 20 tokens; what the policy chose begins after a prompt and has gaps, as tool outputs make them."""
+    """Rows of 3 to 20 tokens; what the policy chose begins after a prompt and has gaps, as tool outputs make them.
+
+    Each second row begins as the one before it does, up to the end of the shorter prompt.
+    """
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 21, (rows, 1), generator=generator)
     lengths[0] = 20
@@ -57,8 +60,12 @@ def ragged(seed: int, rows: int) -> Batch:
     attended = columns < lengths
     gaps = torch.rand(rows, 20, generator=generator) < 0.2
     answered = attended & (columns >= prompts)
+    tokens = torch.randint(2, VOCABULARY, (rows, 20), generator=generator)
+    pairs = rows // 2 * 2
+    shared = columns < torch.minimum(prompts[0:pairs:2], prompts[1:pairs:2])
+    tokens[1:pairs:2] = tokens[0:pairs:2].where(shared, tokens[1:pairs:2])
     return Batch(
-        tokens=torch.randint(2, VOCABULARY, (rows, 20), generator=generator),
+        tokens=tokens,
         attention_mask=attended,
         action_mask=answered & (~gaps | (columns == prompts)),
     )

@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks.__main__ import sections_of, with_section
 from benchmarks.asynchronous import summarise as summarise_async
+from benchmarks.controller import summarise as summarise_controller
 from benchmarks.gate import Gate
 from benchmarks.phases import summarise
+from benchmarks.planning import first_fit, load
 from benchmarks.rounds import Usage, check_agreement
 from benchmarks.table import cpu_row, markdown, memory_row
 
@@ -108,3 +110,17 @@ def test_asynchronous_steps_are_as_many_times_as_fast_in_every_run() -> None:
     lines = summarise_async({"off": [run(4.0, 2.0), run(3.0, 2.0)], "on": [run(2.0, 0.2), run(2.0, 0.2)]}).splitlines()
     assert lines[2] == "| off | 3500 | 3000 | – | – | – |"
     assert lines[3] == "| on | 2000 | 300 | 1.75 (1.50–2.00) | ≥ 1.6 | not shown: runs on both sides |"
+
+
+def test_first_fit_and_the_load_of_the_fullest() -> None:
+    assert first_fit([5, 6, 4, 5, 3], 10) == 3  # 5 4 | 6 3 | 5
+    assert load([30, 20, 10]) == pytest.approx(1.5)
+
+
+def test_what_a_controller_costs_more_with_ranks_and_how_it_grows() -> None:
+    seconds = {(1024, 1, 256): 0.01, (16384, 1, 256): 0.16, (16384, 64, 256): 0.16 + 64 * 0.003, (64, 64, 4096): 1.0}
+    rows = [line.split(" | ") for line in summarise_controller(seconds).splitlines()[2:]]
+    assert [row[2] for row in rows[:3]] == ["10 µs", "10 µs", "21 µs"]
+    assert [row[3] for row in rows] == ["–", "–", "3.00 ms", "–", "–"]
+    assert [row[-1] for row in rows] == ["yes |", "yes |", "no |", "no |", "yes |"]
+    assert rows[-1][1] == "exponent 1.00"

@@ -71,6 +71,18 @@ def test_positions_that_count_padding(method: str, models: Path, monkeypatch: py
     assert notices("I3, left", method, models)
 
 
+@pytest.mark.parametrize("method", ["sft", "rm", "ppo, policy at temperature 0.5"])  # KTO learns from every second row
+def test_rows_that_share_a_token_too_many(method: str, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = packing._shared_tokens
+
+    def more(batch: Batch) -> Tensor:
+        count = shared(batch)
+        return count + (count > 0)
+
+    monkeypatch.setattr(packing, "_shared_tokens", more)
+    assert notices("I3", method, models)
+
+
 def every(batch: Batch) -> Tensor:
     return torch.ones_like(batch.attention_mask)
 

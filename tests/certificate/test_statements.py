@@ -23,8 +23,9 @@ def test_nothing_changes_a_gradient(id: str, method: str, models: Path) -> None:
     error = statement.check(subject(METHODS[method], models), 0)
     if error is None:
         pytest.skip("says nothing about this method")
-    stored = id == "I7"  # log-probs of the step before are kept in float32, all else is float64
-    assert error.gradient <= (statement.tolerance if stored else min(statement.tolerance, 1e-9))
+    # Log-probs of the step before are kept, and KTO's baseline is summed, in float32; all else is float64.
+    narrow = id == "I7" or (id, method) == ("I6", "kto")
+    assert error.gradient <= (statement.tolerance if narrow else min(statement.tolerance, 1e-9))
     assert error.metrics <= statement.tolerance
 
 
