@@ -138,10 +138,11 @@ def collate(samples: Sequence[Sample], pad_token_id: int) -> Batch:
     """
     if not samples:
         raise ValueError("collate: no samples to make a batch of")
-    width = max(len(s.tokens) for s in samples)
+    lengths = torch.tensor([len(s.tokens) for s in samples])
+    width = int(lengths.max())
     return Batch(
         tokens=pad_rows([s.tokens for s in samples], width, pad_token_id),
-        attention_mask=pad_rows([torch.ones(len(s.tokens), dtype=torch.bool) for s in samples], width, False),
+        attention_mask=torch.arange(width) < lengths[:, None],
         action_mask=pad_rows([s.action_mask for s in samples], width, False),
         groups=torch.tensor([s.group for s in samples]),
         rewards=_column(s.reward for s in samples),

@@ -277,9 +277,11 @@ def left_out(config: PPOConfig, prompts: int, sampled: list[Sample], kept: int) 
 
 def dead_groups(rewards: Tensor, groups: Tensor) -> Metrics:
     """Which share of the groups of several samples has one same reward, (B,) and (B,): they teach nothing."""
-    members = [rewards[groups == group] for group in groups.unique()]
-    several = [own for own in members if len(own) > 1]
-    return {"dead_groups": sum(bool((own == own[0]).all()) for own in several) / len(several)} if several else {}
+    numbers, place, counts = groups.unique(return_inverse=True, return_counts=True)
+    empty = torch.zeros(len(numbers), dtype=rewards.dtype)
+    least, most = (empty.scatter_reduce(0, place, rewards, by, include_self=False) for by in ("amin", "amax"))
+    several = counts > 1
+    return {"dead_groups": float((least == most)[several].float().mean())} if several.any() else {}
 
 
 def sample_metrics(samples: list[Sample], batch: Batch) -> Metrics:

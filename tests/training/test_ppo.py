@@ -436,3 +436,10 @@ def test_what_changes_a_reward_changes_its_turns() -> None:
     assert shaped.rewards.tolist() == [9.0, 4.5]
     returns = ppo.add_advantages(shaped, config, 0.0).returns
     assert returns.tolist() == [[0, 9, 9, 0, 6], [0, 4.5, 4.5, 0, 3]]
+
+
+def test_dead_groups_are_those_of_several_samples_with_one_reward() -> None:
+    rewards = torch.tensor([1.0, 0.0, 1.0, 1.0, 2.0, 3.0, float("nan"), 3.0, float("nan")])
+    groups = torch.tensor([5, 0, 5, 0, 9, 2, 7, 2, 7])
+    assert ppo.dead_groups(rewards, groups) == {"dead_groups": 0.5}  # 5 and 2, not 0 and 7; 9 has one sample
+    assert ppo.dead_groups(rewards[:2], groups[:2]) == {}
