@@ -70,7 +70,7 @@ def survive(tiny_folder: Path, folder: Path, harm: str, **others: Any) -> str:
         "pretrain": tiny_folder, "remote_rm_url": folder / "reward.py", "advantage_estimator": "rloo",
         "prompt_data": write_rows(folder / "p.jsonl", [{"input": f"What is {i} + {i}?"} for i in range(8)]),
         "init_kl_coef": 0, "rollout_batch_size": 2, "n_samples_per_prompt": 2, "train_batch_size": 4,
-        "micro_train_batch_size": 4, "prompt_max_len": 32, "generate_max_len": 12, "actor_learning_rate": 1e-3,
+        "micro_train_batch_size": 2, "prompt_max_len": 32, "generate_max_len": 12, "actor_learning_rate": 1e-3,
         "save_steps": 1, "max_restarts": 1, "use_wandb": CANARY, "save_path": folder / "out",
         "ckpt_path": folder / "ckpt", **others,
     }  # fmt: skip
