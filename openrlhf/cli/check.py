@@ -82,13 +82,14 @@ def main(argv: list[str] | None = None) -> None:
 def run(line: Line, config: Command) -> int:
     """Look, print, and answer with the exit code."""
     from openrlhf.check.findings import summary, would_start
+    from openrlhf.check.memory import gpus_here
     from openrlhf.cli.process import quiet_libraries
     from openrlhf.plan.cluster import parse_cluster
 
     quiet_libraries()
     try:
         asks_ray = isinstance(config, PPOConfig) and "RAY_ADDRESS" in os.environ
-        cluster = (None if asks_ray else here()) if line.assume is None else parse_cluster(line.assume, "--assume")
+        cluster = (None if asks_ray else gpus_here()) if line.assume is None else parse_cluster(line.assume, "--assume")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -105,6 +106,7 @@ def look(line: Line, config: Command, cluster: Cluster | None) -> Iterator[Findi
     from openrlhf.check.devices import look_at_placement, look_at_processes
     from openrlhf.check.disk import look_at_disk
     from openrlhf.check.findings import Finding, gathered
+    from openrlhf.check.memory import look_at_memory
     from openrlhf.check.models import look_at_models
     from openrlhf.check.packages import look_at_packages
     from openrlhf.config.rules import broken
@@ -118,14 +120,20 @@ def look(line: Line, config: Command, cluster: Cluster | None) -> Iterator[Findi
     yield from models
     if not isinstance(config, TrainCommand):
         return
-    if all(finding.severity != "error" for finding in models):
+    readable = all(finding.severity != "error" for finding in models)
+    if readable:
         yield from look_at_data(line, config)
         yield from gathered("disk", look_at_disk(config))
+    workers = line.workers
     if isinstance(config, PPOConfig):
         yield from gathered("devices", look_at_placement(config, cluster))
     else:
-        workers = line.workers if line.workers or cluster is None or line.assume is None else cluster.gpus
+        if workers is None and line.assume is not None and cluster is not None:
+            workers = cluster.gpus
         yield from gathered("devices", look_at_processes(config, workers))
+    if cluster is not None and readable:
+        each = cluster.gpus if isinstance(config, PPOConfig) else workers or 1
+        yield from gathered("memory", look_at_memory(config, cluster, each))
 
 
 def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
@@ -152,18 +160,6 @@ def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
         yield Finding("error", "data", str(error))
     if isinstance(config, PPOConfig) and prompts:
         yield from gathered("reward", look_at_rewards(config, prompts, tokenizer))
-
-
-def here() -> Cluster | None:
-    """The GPUs of this machine, or None."""
-    import torch
-
-    from openrlhf.plan.cluster import Accelerator, Cluster
-
-    if not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    return Cluster(1, torch.cuda.device_count(), Accelerator(properties.name, properties.total_memory, 0.0, 0.0, 0.0))
 
 
 def command_module(verb: str) -> ModuleType:
@@ -217,7 +213,9 @@ def _workers(launcher: Sequence[str]) -> int | None:
     each = next((int(given[name]) for name in PROCESSES if name in given and str(given[name]).isdigit()), None)
     machines = next((int(given[name]) for name in MACHINES if name in given and str(given[name]).isdigit()), 1)
     if each is None:
-        cluster = here()
+        from openrlhf.check.memory import gpus_here  # here, since it waits for torch
+
+        cluster = gpus_here()
         each = 1 if cluster is None else cluster.per_node
     return each * machines
 

@@ -36,6 +36,8 @@ def run_command(run: Callable[[C], None], config: C) -> None:
     except Stopped:
         return
     except (ValueError, ImportError, PartLost) as error:
+        if isinstance(error, PartLost):
+            explain(config, error)
         if os.environ.get("OPENRLHF_TRACEBACK") == "1" or not _ours(error.__traceback__):
             raise
         print(error, file=sys.stderr)
@@ -44,6 +46,16 @@ def run_command(run: Callable[[C], None], config: C) -> None:
             sys.stderr.flush()
             os._exit(PART_LOST)  # at once: a thread may still wait, for a reward say, which nobody needs any more
         raise SystemExit(BAD_INPUT) from None
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one
+        explain(config, error)
+        raise
+
+
+def explain(config: object, error: BaseException) -> None:
+    """Where memory ran out, say what was predicted and what would help."""
+    from openrlhf.check.memory import tell_out_of_memory
+
+    tell_out_of_memory(config, error)
 
 
 def _ours(traceback: TracebackType | None) -> bool:

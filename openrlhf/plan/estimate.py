@@ -76,10 +76,7 @@ def estimate(config: TrainCommand, shapes: Shapes, cluster: Cluster) -> Estimate
     """Of a supervised command on all devices of the cluster, or of RL as its flags place it."""
     if not isinstance(config, PPOConfig):
         return _supervised(config, shapes, cluster)
-    placement = place(config)
-    rooms = [_room(pool, placement, config, shapes, cluster) for pool in placement.pools]
-    if not placement.engines_share:
-        rooms.append(_engine_room(placement, config, shapes, cluster))
+    placement, rooms = place(config), rl_rooms(config, shapes, cluster)
     length = config.prompts.prompt_max_len + config.rollout.generate_max_len
     share, width = config.vllm.vllm_gpu_memory_utilization, placement.engine_devices
     slots = kv_slots(shapes.policy, cluster.gpu.memory, share, width, length)
@@ -94,6 +91,19 @@ def estimate(config: TrainCommand, shapes: Shapes, cluster: Cluster) -> Estimate
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def rl_rooms(config: PPOConfig, shapes: Shapes, cluster: Cluster) -> list[Room]:
+    """The pools of the models, and that of the engines where they have one."""
+    placement = place(config)
+    rooms = [_room(pool, placement, config, shapes, cluster) for pool in placement.pools]
+    return rooms if placement.engines_share else [*rooms, _engine_room(placement, config, shapes, cluster)]
+
+
+def supervised_room(config: TrainCommand, shapes: Shapes, cluster: Cluster, workers: int) -> Room:
+    parts = supervised_parts(config, shapes, workers) | {"CUDA contexts": CONTEXT}
+    host = in_host_memory(shapes.policy, config.model, config.deepspeed, workers)
+    return Room("model", workers, parts, usable(cluster.gpu.memory), host)
 
 
 def role_parts(role: str, workers: int, config: PPOConfig, shapes: Shapes) -> tuple[Parts, Parts]:
@@ -317,13 +327,7 @@ def _length(config: PPOConfig) -> int:
 def _supervised(config: TrainCommand, shapes: Shapes, cluster: Cluster) -> Estimate:
     assert not isinstance(config, PPOConfig)
     length, texts = text_length(config), texts_of_row(config)
-    room = Room(
-        "model",
-        cluster.gpus,
-        supervised_parts(config, shapes, cluster.gpus) | {"CUDA contexts": CONTEXT},
-        usable(cluster.gpu.memory),
-        in_host_memory(shapes.policy, config.model, config.deepspeed, cluster.gpus),
-    )
+    room = supervised_room(config, shapes, cluster, cluster.gpus)
     if not room.fits or room.host > HOST:
         return Estimate([room], problem=too_full(room, config))
     rows = config.train.train_batch_size * texts

@@ -2,9 +2,9 @@
 
 States are 16 bytes a weight: two each for itself and its gradient, twelve for the optimizer's master copy and moments
 in float32 (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1, which also says what each stage of ZeRO divides).
-Activations are 34 bytes a token and hidden number in each layer, without the attention matrix, which fused attention
-never builds; with recomputation a layer keeps its input alone (Korthikanti et al. 2022, arXiv:2205.05198, sections 4
-and 5). Logits are built a chunk at a time (``models/head.py``).
+Activations are what each layer keeps for the backward pass, without the attention matrix, which fused attention never
+builds; with recomputation a layer keeps its input alone (Korthikanti et al. 2022, arXiv:2205.05198, sections 4 and 5,
+who count a GPT; ``Shape.kept_numbers`` counts a Llama). Logits are built a chunk at a time (``models/head.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from openrlhf.plan.shape import Shape
 
 Parts = dict[str, float]  # component → bytes
 
-OF_A_LAYER = 34  # bytes of activations, a token and hidden number, at two bytes a number
 BUCKET = 5e8  # elements that DeepSpeed reduces at a time
 AHEAD = 2  # layers whose weights stage 3 holds whole at a time
 ENGINE_SCRATCH = 2e9  # activations and CUDA graphs of vLLM
@@ -56,7 +55,7 @@ def working_set(
 ) -> Parts:
     """What a micro-batch of ``tokens`` tokens takes beside the states; a frozen model keeps nothing for a backward."""
     tokens, wide = tokens / model.ring_attn_size, number_bytes(model)
-    layer = OF_A_LAYER * wide / 2 * shape.hidden * tokens / sharding.ds_tensor_parallel_size
+    layer = wide * shape.kept_numbers * tokens / sharding.ds_tensor_parallel_size
     kept = wide * shape.layers * shape.hidden * tokens if model.gradient_checkpointing else layer * (shape.layers - 1)
     logits = min(tokens * shape.vocabulary, CHUNK_ELEMENTS[device])
     found = {

@@ -26,6 +26,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    inner: int  # width of the feed-forward layers
 
     @property
     def width(self) -> int:
@@ -35,6 +36,13 @@ class Shape:
     def kv_bytes(self) -> int:
         """Of one token in an engine's attention cache: keys and values of every layer in two bytes."""
         return 2 * self.layers * self.kv_heads * self.head_dim * 2
+
+    @property
+    def kept_numbers(self) -> int:
+        """What a layer keeps of a token for the backward pass: six numbers of the hidden size (two norms and what goes
+        into attention), four of the feed-forward width (gate, up, gate after its activation, their product), queries,
+        what attention gives, keys and values. As counted in Llama and Qwen2; fused attention keeps no matrix."""
+        return 6 * self.hidden + 4 * self.inner + 2 * self.width + 2 * self.kv_heads * self.head_dim
 
     def forward_flops(self, length: float) -> float:
         """Per token: two for each weight, and the causal half of the attention over ``length`` tokens."""
@@ -100,6 +108,7 @@ def shape_of(config: PreTrainedConfig, settings: ModelConfig, scores: bool = Fal
         kv_heads=values.get("num_key_value_heads") or heads,
         head_dim=values.get("head_dim") or hidden // heads,
         vocabulary=values["vocab_size"],
+        inner=values.get("intermediate_size") or 4 * hidden,
     )
 
 

@@ -129,6 +129,7 @@ def test_a_placement_meets_a_cluster(flags: dict[str, Any], capsys: pytest.Captu
     code, lines = check([*["--assume", "2x8xH100-80G", "ppo"], *on_a_cluster(flags, **shape)], capsys)
     told = "2x8xH100-80G has 16 GPUs; actor on 4, reference on 4, 4 × 2 engines on their own: 16 devices"
     assert f"ok devices {told}" in lines
+    assert any(text.startswith("ok memory engines takes about 76.0 of 80.0 GB of a GPU (att") for text in lines), lines
     assert code == 0, lines
     code, lines = check(["ppo", *on_a_cluster(flags, **shape), "--assume", "1x8xH100-80G"], capsys)
     assert code == 1

@@ -8,13 +8,13 @@ from openrlhf.config.groups import DeepSpeedConfig, ModelConfig
 from openrlhf.plan.cluster import parse_cluster
 from openrlhf.plan.memory import kv_slots, layer_parameters, states, total, working_set
 from openrlhf.plan.seconds import break_even, decode_step, forward, gathering, generate, train
-from openrlhf.plan.shape import NAMED, Shape, find_shape
+from openrlhf.plan.shape import NAMED, Shape, find_shape, shape_of
 
 MODEL = ModelConfig(pretrain="m", bf16=True, gradient_checkpointing=True)
 H200_MEASURED, H200_COPY = 790e12, 4.3e12  # matmuls and copies on one card
 # Qwen3-1.7B and Llama-3.2-3B, which are no named sizes.
-QWEN3 = Shape(1_720_574_976, 1_720_574_976, 28, 2048, 16, 8, 128, 151936)
-LLAMA3 = Shape(3_212_749_824, 3_212_749_824, 28, 3072, 24, 8, 128, 128256)
+QWEN3 = Shape(1_720_574_976, 1_720_574_976, 28, 2048, 16, 8, 128, 151936, 6144)
+LLAMA3 = Shape(3_212_749_824, 3_212_749_824, 28, 3072, 24, 8, 128, 128256, 8192)
 
 
 def shape(name: str) -> Shape:
@@ -120,13 +120,40 @@ def test_float32_adapters_and_offload() -> None:
 
 def test_activations_with_and_without_recomputation() -> None:
     found, tokens, sharding = shape("8B"), 4096, DeepSpeedConfig(zero_stage=2)
-    hidden, layers = 4096, 32
+    hidden, layers, numbers = 4096, 32, 6 * 4096 + 4 * 14336 + 2 * 4096 + 2 * 1024
     kept = working_set(found, MODEL, sharding, tokens)["activations"]
-    assert kept == 2 * layers * hidden * tokens + 34 * hidden * tokens
+    assert kept == 2 * layers * hidden * tokens + 2 * numbers * tokens
     every = working_set(found, ModelConfig(pretrain="m", bf16=True), sharding, tokens)["activations"]
-    assert every == layers * 34 * hidden * tokens
+    assert every == layers * 2 * numbers * tokens
     ring = ModelConfig(pretrain="m", bf16=True, gradient_checkpointing=True, ring_attn_size=4)
     assert working_set(found, ring, sharding, tokens)["activations"] == kept / 4
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_what_a_layer_keeps_is_what_autograd_saves(kind: str) -> None:
+    """Counted by torch in a real forward pass: of five layers less three, so that the rest of the model falls out."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def saved(layers: int) -> tuple[float, Shape]:
+        sizes = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
+        config = AutoConfig.for_model(kind, num_hidden_layers=layers, vocab_size=256, **sizes)
+        model = AutoModelForCausalLM.from_config(config)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.model(torch.arange(64)[None]).last_hidden_state.sum()
+        return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights) / 4 / 64, shape_of(
+            config, MODEL
+        )
+
+    (few, _), (many, found) = saved(3), saved(5)
+    assert (many - few) / 2 == pytest.approx(found.kept_numbers, rel=0.01)
 
 
 def test_stage_3_holds_whole_layers() -> None:

@@ -1,0 +1,76 @@
+"""Predictions of memory before a run, and beside what happened when it ran out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from openrlhf.check.memory import look_at_memory, shapes_of
+from openrlhf.cli.run_command import run_command
+from openrlhf.config.commands import DPOConfig, KTOConfig, PPOConfig, SFTConfig, build
+from openrlhf.plan.cluster import parse_cluster
+
+
+def sft(folder: Path, **flags: Any) -> SFTConfig:
+    return build(SFTConfig, {"pretrain": str(folder), "dataset": "d"} | flags)
+
+
+def test_a_run_that_fits_and_one_that_does_not(tiny_folder: Path) -> None:
+    ((severity, sentence),) = look_at_memory(sft(tiny_folder), parse_cluster("1xL4-24G", "--assume"), 1)
+    assert severity == "ok" and "model takes about" in sentence and "of 22.8 GB of a GPU (CUDA contexts 1.5" in sentence
+    long = sft(tiny_folder, max_len=400_000)
+    ((severity, sentence),) = look_at_memory(long, parse_cluster("1xL4-24G", "--assume"), 1)
+    assert severity == "warning" and "--gradient_checkpointing" in sentence and "(activations " in sentence
+
+
+def test_rl_has_a_line_for_each_pool(tiny_folder: Path) -> None:
+    given = {"pretrain": str(tiny_folder), "prompt_data": "p", "remote_rm_url": "r.py", "vllm_num_engines": 1}
+    config = build(PPOConfig, given | {"colocate_actor_ref": True})
+    found = [sentence.split(" takes ")[0] for _, sentence in look_at_memory(config, parse_cluster("24xL4", "--a"), 24)]
+    assert found == ["actor+reference", "critic", "engines"]
+
+
+def test_the_models_are_those_of_the_flags(tiny_folder: Path) -> None:
+    pairs = {"pretrain": str(tiny_folder), "dataset": "d"}
+    assert shapes_of(build(DPOConfig, pairs)).other is not None
+    assert shapes_of(build(DPOConfig, pairs | {"lora_rank": 2})).other is None
+    assert shapes_of(build(KTOConfig, pairs)).other is not None
+    rl = {"pretrain": str(tiny_folder), "prompt_data": "p", "reward_pretrain": f"{tiny_folder},{tiny_folder}"}
+    found = shapes_of(build(PPOConfig, rl))
+    assert len(found.rewards) == 2 and found.critic is not None
+    assert shapes_of(build(PPOConfig, rl | {"advantage_estimator": "rloo"})).critic is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_memory_that_ran_out_is_told_with_ways_out(
+    error: RuntimeError, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: SFTConfig) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run_command(fail, sft(tiny_folder))
+    assert raised.value is error
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("memory ran out; `openrlhf plan`")
+    assert any(text.startswith("predicted") and "GB" in text for text in shown)
+    assert any(text.startswith("this process held at most ") for text in shown)
+    assert sum(text.startswith("- ") for text in shown) == 3
+
+
+def test_another_error_is_left_alone(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(config: SFTConfig) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run_command(fail, sft(tiny_folder))
+    assert capsys.readouterr().err == ""
