@@ -57,6 +57,8 @@ def chart(curves: Sequence[Curve], band: Band | None = None) -> Markup:
 
 def number(value: float) -> str:
     """Short, as on an axis."""
+    if 1000 <= abs(value) < 1e5:
+        return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) < 1e5 else f"{value:.1e}"
 
 

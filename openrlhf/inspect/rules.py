@@ -88,9 +88,10 @@ def length_hacking(run: Evidence) -> Finding | Unknown | None:
     shorter = strongest < -0.5 and grown < 1 / 1.5
     if not (longer or shorter) or _better(run):
         return None
+    title = "the reward follows the length" if _only_reward(run) else "reward hacking by length"
     order = sorted(run.last_samples, key=lambda each: length(each[1]), reverse=longer)
     return Finding(
-        what=f"reward hacking by length: {'longer' if longer else 'shorter'} answers get more, whatever they say",
+        what=f"{title}: {'longer' if longer else 'shorter'} answers get more",
         weight=0.5 + 0.5 * abs(strongest),
         numbers={
             **{f"correlation of reward and length within groups, {when} steps": each for when, each in seen.items()},

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from openrlhf.inspect.charts import BOTTOM, HEIGHT, LEFT, MOST, RIGHT, TOP, WIDTH, chart, curve
+from openrlhf.inspect.charts import BOTTOM, HEIGHT, LEFT, MOST, RIGHT, TOP, WIDTH, chart, curve, number
 from openrlhf.training.bands import BANDS, Band, band_shown
 from openrlhf.training.metric_names import METRICS, REWARD_PARTS
 
@@ -79,3 +79,8 @@ def test_bands_in_words() -> None:
         "at most 0.2",
         "at least 0.5",
     ]
+
+
+def test_numbers_on_an_axis() -> None:
+    shown = [number(x) for x in (0.0, 0.012345, -3.14159, 999.6, 2410.4, 99_999.0, 2.5e6, -1e-7)]
+    assert shown == ["0", "0.0123", "-3.14", "1e+03", "2410", "99999", "2.5e+06", "-1e-07"]
