@@ -42,7 +42,8 @@ def controller_table() -> str:
 {describe(("torch",))}.
 The loop of `openrlhf ppo` with roles that answer at once, so that nothing is left but the driver: collating samples, \
 rewards, advantages, metrics, and the division of rows among ranks, for log-probs and for an update of two optimizer \
-steps. CPU seconds of one thread a step, median of {STEPS}; groups of {GROUP} samples, answers of lognormal length."""
+steps. CPU seconds of one thread a step, median of {STEPS}; groups of {GROUP} samples, answers of lognormal length. \
+At {LONG[2]:,} tokens nearly all of it is copying: some 100 KB a sample, several times."""
     return intro + "\n\n" + summarise(seconds)
 
 
