@@ -29,6 +29,8 @@ import torch.multiprocessing
 from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
+from openrlhf.backends.meeting import open_store
+
 SyncBackend = Literal["gloo", "nccl", "ipc"]
 Bucket = list[tuple[str, Tensor]]
 
@@ -91,7 +93,7 @@ class WeightSender:
         timeout_s: float = 600.0,
     ) -> WeightSender:
         """Open the meeting place on a free port; `group` then says where it is."""
-        store = dist.TCPStore(address, 0, None, True, timedelta(seconds=timeout_s), wait_for_workers=False)
+        store = open_store(address, timedelta(seconds=timeout_s))
         return cls(TransferGroup(address, store.port, workers, backend, dtype, timeout_s), store, device, hosting=True)
 
     @classmethod

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import ray
+import torch.distributed as dist
 from torch import Tensor
 
 from openrlhf.backends.hf_generate import HFGenerate
+from openrlhf.backends.meeting import open_store
 from openrlhf.backends.shared import SharedForward
 from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
 from openrlhf.config.commands import PPOConfig
@@ -38,6 +40,7 @@ class Worker:
     DeepSpeed is imported in ``start``, in the worker's own process.
     """
 
+    store: dist.TCPStore  # of rank 0: the meeting place is open as long as it lives
     member: PolicyMember | CriticMember | ReferenceMember
 
     def __init__(self, config: PPOConfig, rank: int, world: int) -> None:
@@ -46,11 +49,9 @@ class Worker:
         self.world = world
 
     def meeting_place(self) -> tuple[str, int]:
-        """Address and a free port of this node, for rank 0 to host the process group."""
-        address = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return address, probe.getsockname()[1]
+        """Open the meeting place of the process group on this node: its address and port. Rank 0 only."""
+        self.store = open_store(ray.util.get_node_ip_address(), timedelta(seconds=self.config.deepspeed.deadline))
+        return self.store.host, self.store.port
 
     def gpu_ids(self) -> list[str]:
         return [str(gpu) for gpu in ray.get_gpu_ids()]
@@ -62,6 +63,8 @@ class Worker:
         os.environ.update(
             MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(self.rank), WORLD_SIZE=str(self.world), LOCAL_RANK="0"
         )
+        # The store is there already, and rank 0 visits it as the others do.
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
 
     def offload(self) -> None:
         self.member.engine.offload()
