@@ -407,10 +407,13 @@ FAULTS = (
     ),
     Fault(
         "R45",
-        "Ray's head dies; its object store is full",
-        "a sentence and a checkpoint to go on from; spilling",
-        (),
-        "its test is not here yet",
+        "Ray's head dies",
+        "the run ends with a sentence, and goes on from its checkpoint on a new Ray with the same numbers",
+        (
+            "faults/test_ray_run.py::test_a_run_whose_ray_dies_goes_on_and_shows_nothing",
+            f"{HANGS}test_r45_the_end_of_rays_head_is_told",
+        ),
+        "a full object store is not injected: what does not fit Ray itself spills to the disk",
     ),
     Fault(
         "R46",
