@@ -98,3 +98,19 @@ def without_head(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     first = next(node for node in ast.parse(text).body[1:] if "__future__" not in ast.unparse(node))
     return "".join(text.splitlines(keepends=True)[first.lineno - 1 :])
+
+
+@pytest.mark.parametrize("name", ["README_zh.md", "README_ja.md"])
+def test_a_translation_has_the_content_of_the_readme(name: str) -> None:
+    """The same blocks, sections, table rows and links, in the same order; the numbers are those of the original."""
+    original, translation = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", name))
+    for content in (
+        r"^```[\s\S]*?^```$",
+        r"^#+ ",
+        r"^\|(?= `|-|:)",
+        r"\]\((docs/[^)]+|examples/[^)]+)\)",
+        r"\d+\.\d+ %",
+    ):
+        expected = re.findall(content, original, flags=re.MULTILINE)
+        assert len(expected) > 1
+        assert re.findall(content, translation, flags=re.MULTILINE) == expected
