@@ -11,16 +11,21 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 FIRST = "index.md"
-OUTSIDE = re.compile(r"\]\((?:\.\./)*((?:examples|benchmarks)/[^)#]+|[A-Z_]+(?:\.\w+)?)\)")
+OUTSIDE = re.compile(r"\]\((?:\.\./)*((?:examples|benchmarks)/[^)#]+|[A-Z]\w*(?:\.\w+)?)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the first page and every file outside docs/ that a page links to."""
     files.append(File.generated(config, FIRST, content=page_of_root("README.md")))
-    texts = [file.content_string for file in files.documentation_pages()]
-    for name in sorted({name for text in texts for name in OUTSIDE.findall(text)}):
+    todo = {name for file in files.documentation_pages() for name in OUTSIDE.findall(file.content_string)}
+    done = {"README.md"}
+    while todo - done:
+        name = sorted(todo - done)[0]
+        done.add(name)
+        text = page_of_root(name)
+        todo |= set(OUTSIDE.findall(text)) if name.endswith(".md") else set()
         # Markdown stays a page; a script is shown as text, not run or downloaded.
-        files.append(File.generated(config, copy_of(name), content=page_of_root(name)))
+        files.append(File.generated(config, copy_of(name), content=text))
     return files
 
 
@@ -35,6 +40,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def copy_of(name: str) -> str:
+    if name == "README.md":
+        return FIRST
     return name if name.endswith(".md") else f"{name}.txt"
 
 
