@@ -75,8 +75,8 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         cells = []
-        for placement in PLACEMENTS:
-            cells += learnt(placement, ADVANTAGE_ESTIMATORS, Path(folder) / placement)
+        for number, placement in enumerate(PLACEMENTS):
+            cells += learnt(placement, ADVANTAGE_ESTIMATORS, Path(folder) / str(number))
     text = page(cells)
     print(text)
     if args.write:
