@@ -29,6 +29,7 @@ from openrlhf.models.tiny import build_model, build_tokenizer
 from openrlhf.training.log import RunLog
 from openrlhf.training.ppo import train
 from openrlhf.training.roles import Absent, Actor, Critic, Roles, gather
+from openrlhf.training.seeds import seed_process
 from openrlhf.types import Prompt
 
 PAGE = Path(__file__).parents[1] / "docs" / "learning.md"
@@ -144,6 +145,7 @@ class Started:
 def started(config: PPOConfig) -> Iterator[Started]:
     """With what actor and critic begin with kept on disk, as checkpoints have it."""
     folder = Path(config.checkpoint.ckpt_path)
+    seed_process(config.train)  # in one process the critic's head is drawn here
     with session(config):
         tokenizer, prompts = read_prompts(config)
         with start_roles(config, tokenizer, STEPS) as roles:
