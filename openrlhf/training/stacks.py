@@ -48,10 +48,11 @@ def _send(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the files that nobody has written to."""
-    for file in folder.glob("*.txt"):
-        with suppress(OSError):
-            if file.stat().st_size == 0:
-                file.unlink()
+    """Remove the files that nobody has written to. Every process of a run sweeps, and others may be faster."""
+    with suppress(FileNotFoundError):  # the folder went while it was read
+        for file in folder.glob("*.txt"):
+            with suppress(OSError):
+                if file.stat().st_size == 0:
+                    file.unlink()
     with suppress(OSError):  # not empty, or not there
         folder.rmdir()
