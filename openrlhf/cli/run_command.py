@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -23,8 +24,8 @@ def run_command(run: Callable[[C], None], config: C) -> None:
     """``run(config)``. A ValueError or ImportError that this package raises ends the process with its sentence.
 
     The exit code is 2, and 3 where a process of the run died or hangs; a run that a signal stopped has said how to go
-    on and ends with 0. Errors from elsewhere (torch,
-    the user's reward function) keep their traceback, and with ``OPENRLHF_TRACEBACK=1`` so do ours.
+    on and ends with 0. Errors from elsewhere (torch, the user's reward function) keep their traceback, and with
+    ``OPENRLHF_TRACEBACK=1`` so do ours. Where the command is the whole process, one rank of several ends in here.
     """
     from openrlhf.training.checkpoints import Stopped  # here, so that --help does not wait for torch
     from openrlhf.training.roles import PartLost
@@ -34,7 +35,7 @@ def run_command(run: Callable[[C], None], config: C) -> None:
     try:
         run(config)
     except Stopped:
-        return
+        pass
     except (ValueError, ImportError, PartLost) as error:
         if isinstance(error, PartLost):
             explain(config, error)
@@ -49,6 +50,24 @@ def run_command(run: Callable[[C], None], config: C) -> None:
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one
         explain(config, error)
         raise
+    end_rank()
+
+
+def end_rank() -> None:
+    """End this process with 0, where it is one rank of several and the command is all that it was started for.
+
+    All that a normal end calls is called, but the interpreter is not taken down: threads of gloo that still let go of
+    a tensor then would abort the process (SIGABRT, "terminate called"), and with it a run that went well.
+    """
+    import torch.distributed as dist
+
+    spec = vars(sys.modules["__main__"]).get("__spec__")
+    whole_process = spec is not None and spec.name.startswith("openrlhf.cli.")
+    if whole_process and dist.is_initialized() and dist.get_world_size() > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def explain(config: object, error: BaseException) -> None:
