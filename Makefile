@@ -45,7 +45,7 @@ check: $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto -m "not slow and not cluster and not gpu" --ignore=tests/cluster $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not cluster and not gpu" --ignore=tests/cluster $(PYTEST_ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/pytest -m "not gpu" $(PYTEST_ARGS)
