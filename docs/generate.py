@@ -8,19 +8,9 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from openrlhf.config.commands import (
+    COMMANDS,
     RUN_PREFIX,
-    BatchInferenceConfig,
     Command,
-    DPOConfig,
-    InteractiveChatConfig,
-    KDConfig,
-    KTOConfig,
-    LoraCombinerConfig,
-    PPOConfig,
-    PRMConfig,
-    RMConfig,
-    ServeRMConfig,
-    SFTConfig,
     defaults,
     flags,
     groups,
@@ -31,19 +21,6 @@ from openrlhf.training.bands import BANDS, band_shown
 from openrlhf.training.metric_names import METRICS, REWARD_PARTS, pass_rate
 
 FOLDER = Path(__file__).parent
-COMMANDS: dict[str, type[Command]] = {
-    "sft": SFTConfig,
-    "rm": RMConfig,
-    "dpo": DPOConfig,
-    "kto": KTOConfig,
-    "kd": KDConfig,
-    "prm": PRMConfig,
-    "ppo": PPOConfig,
-    "serve_rm": ServeRMConfig,
-    "lora_combiner": LoraCombinerConfig,
-    "batch_inference": BatchInferenceConfig,
-    "interactive_chat": InteractiveChatConfig,
-}
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run it again. -->"
 
 METRICS_HEAD = f"""{NOTICE}

@@ -21,18 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf.cli.main import VERBS
 from openrlhf.config.commands import (
-    BatchInferenceConfig,
+    COMMANDS,
     Command,
-    DPOConfig,
-    InteractiveChatConfig,
-    KDConfig,
-    KTOConfig,
-    LoraCombinerConfig,
     PPOConfig,
-    PRMConfig,
-    RMConfig,
-    ServeRMConfig,
-    SFTConfig,
     TrainCommand,
 )
 from openrlhf.config.parse import resolve
@@ -42,11 +33,6 @@ if TYPE_CHECKING:
     from openrlhf.plan.cluster import Cluster
     from openrlhf.types import Sample
 
-CONFIGS: dict[str, type[Command]] = {
-    "sft": SFTConfig, "rm": RMConfig, "dpo": DPOConfig, "kto": KTOConfig, "kd": KDConfig, "prm": PRMConfig,
-    "ppo": PPOConfig, "lora_combiner": LoraCombinerConfig, "serve_rm": ServeRMConfig,
-    "batch_inference": BatchInferenceConfig, "interactive_chat": InteractiveChatConfig,
-}  # fmt: skip
 LAUNCHERS = ("openrlhf", "python", "python3", "deepspeed", "torchrun", "ray", "srun")
 PROCESSES = ("num_gpus", "nproc_per_node", "nproc-per-node")
 MACHINES = ("num_nodes", "nnodes")
@@ -71,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(0 if words else 2)
     try:
         line = take_apart(words)
-        config = resolve(CONFIGS[line.verb], line.flags)  # type: ignore[type-var]
+        config = resolve(COMMANDS[line.verb], line.flags)  # type: ignore[type-var]
     except ValueError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
@@ -169,11 +155,11 @@ def command_module(verb: str) -> ModuleType:
 def take_apart(words: Sequence[str]) -> Line:
     """Raises ValueError when there is no command in the line, or words stand before it that are no launcher's."""
     rest, own = own_flags(words, ("assume", "rows"))
-    modules = {module: verb for verb, (module, _) in VERBS.items() if verb in CONFIGS}
+    modules = {module: verb for verb, (module, _) in VERBS.items() if verb in COMMANDS}
     names = {name: verb for module, verb in modules.items() for name in (module, module.rpartition(".")[2], verb)}
     place = next((i for i, word in enumerate(rest) if word in names), None)
     if place is None or (place > 0 and os.path.basename(rest[0]) not in LAUNCHERS):
-        raise ValueError(f"openrlhf check needs a command before its flags: one of {', '.join(CONFIGS)}.")
+        raise ValueError(f"openrlhf check needs a command before its flags: one of {', '.join(COMMANDS)}.")
     try:
         most = int(own.get("rows", ROWS))
     except ValueError:

@@ -17,8 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.cli.check import CONFIGS
-from openrlhf.config.commands import KDConfig, PPOConfig, TrainCommand, build, groups
+from openrlhf.config.commands import COMMANDS, KDConfig, PPOConfig, TrainCommand, build, groups
 from openrlhf.config.parse import parse_flags
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(0 if words else 2)
     try:
         verb, own, rest = take_apart(words)
-        command = CONFIGS[verb]
+        command = COMMANDS[verb]
         given = parse_flags(command, rest)  # type: ignore[type-var]
         code = run(verb, own, given)
     except ValueError as error:
@@ -125,7 +124,7 @@ def line(verb: str, layout: Layout, cluster: Cluster) -> str:
 
 
 def training_command(verb: str) -> type[TrainCommand]:
-    found: type[TrainCommand] = CONFIGS[verb]  # type: ignore[assignment]
+    found: type[TrainCommand] = COMMANDS[verb]  # type: ignore[assignment]
     return found
 
 

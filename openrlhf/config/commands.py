@@ -202,6 +202,13 @@ C = TypeVar(
     LoraCombinerConfig, InteractiveChatConfig,
 )  # fmt: skip
 
+# The verb of each command: ``openrlhf sft``.
+COMMANDS: dict[str, type[Command]] = {
+    "sft": SFTConfig, "rm": RMConfig, "dpo": DPOConfig, "kto": KTOConfig, "kd": KDConfig, "prm": PRMConfig,
+    "ppo": PPOConfig, "serve_rm": ServeRMConfig, "lora_combiner": LoraCombinerConfig,
+    "batch_inference": BatchInferenceConfig, "interactive_chat": InteractiveChatConfig,
+}  # fmt: skip
+
 DEFAULTS: dict[type[Command], dict[str, Any]] = {
     SFTConfig: {
         "max_epochs": 2,

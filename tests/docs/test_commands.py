@@ -15,37 +15,14 @@ from openrlhf.cli import demo
 from openrlhf.cli.main import VERBS
 from openrlhf.cluster.placement import plan
 from openrlhf.config.commands import (
-    BatchInferenceConfig,
-    Command,
-    DPOConfig,
-    InteractiveChatConfig,
-    KDConfig,
-    KTOConfig,
-    LoraCombinerConfig,
+    COMMANDS,
     PPOConfig,
-    PRMConfig,
-    RMConfig,
-    ServeRMConfig,
-    SFTConfig,
 )
 from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN
 from openrlhf.config.parse import read, write_yaml
 from tests.docs.shell import ROOT, bash_blocks, commands_of, run_by_srun, without_launcher
 
 MODULES = {module: verb for verb, (module, _) in VERBS.items()}
-CONFIGS: dict[str, type[Command]] = {
-    "sft": SFTConfig,
-    "rm": RMConfig,
-    "dpo": DPOConfig,
-    "kto": KTOConfig,
-    "kd": KDConfig,
-    "prm": PRMConfig,
-    "ppo": PPOConfig,
-    "serve_rm": ServeRMConfig,
-    "lora_combiner": LoraCombinerConfig,
-    "batch_inference": BatchInferenceConfig,
-    "interactive_chat": InteractiveChatConfig,
-}
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").rglob("*.sh"))
 BLOCKS = [
@@ -119,7 +96,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unbuilt(verb: str) -> set[str]:
-    return {*NOT_BUILT, *NOT_BUILT_IN.get(CONFIGS[verb], {})} if verb in CONFIGS else set()
+    return {*NOT_BUILT, *NOT_BUILT_IN.get(COMMANDS[verb], {})} if verb in COMMANDS else set()
 
 
 def python_files(words: list[str]) -> list[str]:
