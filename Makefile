@@ -14,6 +14,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Test files that run at once. A slow one starts several processes of its own, so more workers than cores do not pay.
+TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
@@ -48,7 +50,7 @@ check: $(VENV)/.check
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not cluster and not gpu" --ignore=tests/cluster $(PYTEST_ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not gpu" $(PYTEST_ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks --write
