@@ -10,7 +10,7 @@ from openrlhf.check.findings import Severity
 from openrlhf.cluster.placement import Placement
 from openrlhf.cluster.placement import plan as place
 from openrlhf.config.commands import PPOConfig, TrainCommand
-from openrlhf.config.rules import check_workers
+from openrlhf.config.rules.batches import check_workers
 from openrlhf.plan.cluster import Cluster
 
 

@@ -1,7 +1,7 @@
 """Every flag of a command, declared once: a field is a flag of that name, with its type; ``flag`` gives its default.
 
 Groups are nested for the reader (``config.algorithm.eps_clip``) and flat for the user (``--eps_clip``). Defaults that
-differ by command stand in ``commands.py``; what may not be combined stands in ``rules.py``.
+differ by command stand in ``commands.py``; what may not be combined stands in ``rules/``.
 """
 
 from __future__ import annotations

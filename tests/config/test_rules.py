@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from openrlhf.config import not_built, rules
+from openrlhf.config import not_built
 from openrlhf.config.commands import (
     BatchInferenceConfig,
     Command,
@@ -29,7 +29,9 @@ from openrlhf.config.commands import (
 from openrlhf.config.derived import CriticSource, critic_source, needs_deepspeed, reference_source, role_sizes
 from openrlhf.config.parse import read
 from openrlhf.config.ranges import RANGES, check_ranges
-from openrlhf.config.rules import check, check_workers, ring, tensor_parallel
+from openrlhf.config.rules import check, models
+from openrlhf.config.rules.batches import check_workers
+from openrlhf.config.rules.models import ring, tensor_parallel
 
 SFT = {"pretrain": "model", "dataset": "a.jsonl", "output_key": "output"}
 PAIRS = {"pretrain": "model", "dataset": "a.jsonl"}
@@ -674,7 +676,7 @@ def test_what_adapters_exclude(command: Any, flags: dict[str, Any], words: list[
 def test_a_missing_package_is_named_with_its_extra(
     command: Any, flag: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "find_spec", lambda name: None)
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
     refused(build(command, COMMANDS[command] | {flag: True}), [f"--{flag}", f"pip install 'openrlhf[{extra}]'"])
 
 

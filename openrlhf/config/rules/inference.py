@@ -1,8 +1,6 @@
-"""The rules of batch inference, as those in ``rules.py``."""
+"""Batch inference and chat."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from openrlhf.config.commands import BatchInferenceConfig, InteractiveChatConfig, defaults, flat
 
@@ -49,6 +47,3 @@ def condition(config: BatchInferenceConfig | InteractiveChatConfig) -> None:
 def best_of_greedy(config: BatchInferenceConfig) -> None:
     if config.sampling.greedy_sampling and config.generation.best_of_n > 1:
         raise ValueError("--greedy_sampling writes the same answer each time: leave it out, or --best_of_n.")
-
-
-INFERENCE_RULES: tuple[Callable[[BatchInferenceConfig], None], ...] = (task, post_processor, condition, best_of_greedy)
