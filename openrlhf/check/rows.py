@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
+from transformers import PreTrainedTokenizerBase
+
 from openrlhf.check.findings import Severity
 from openrlhf.config.commands import KDConfig, KTOConfig, PPOConfig, PRMConfig, SFTConfig, TrainCommand
+from openrlhf.config.groups import DataConfig
+from openrlhf.data.encode import token_ids
 from openrlhf.data.load import load_rows
 from openrlhf.data.reader import Reader
 from openrlhf.data.report import DropReport, Tally
+from openrlhf.data.rows import fill_template
 from openrlhf.types import Sample
 
 LISTED = 3  # row numbers of a kind
+FIRST_WORDS = ("The", "1")  # of answers
 
 
 def sources(config: TrainCommand) -> list[tuple[str, str, str, str | None]]:
@@ -53,6 +59,21 @@ def look_at_rows(
             yield "warning", f"{flag}: {_kind(kind, tally, verb)}"
     if not scope and flag != "--eval_dataset":
         yield from _look_at_number(config, flag, report.kept)
+
+
+def look_at_template(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Severity, str]]:
+    """Whether a prompt is the same tokens alone, as a policy is asked, as it is with an answer behind it in a row."""
+    if not data.input_template or data.apply_chat_template:
+        return
+    prompt = fill_template(data.input_template, "?")
+    alone, *answered = token_ids(tokenizer, [prompt, *(prompt + word for word in FIRST_WORDS)])
+    if any(tokens[: len(alone)] != alone for tokens in answered):
+        yield (
+            "warning",
+            f"--input_template ends in {data.input_template[-1]!r}, which shares a token with the first word of an "
+            "answer: training on answers and asking for them read other tokens; let it end in a line break wherever "
+            "it is given",
+        )
 
 
 def _look_at_number(config: TrainCommand, flag: str, kept: int) -> Iterator[tuple[Severity, str]]:

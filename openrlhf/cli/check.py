@@ -126,12 +126,13 @@ def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
     """Rows, and what a reward function says of the first of them."""
     from openrlhf.check.findings import Finding, gathered
     from openrlhf.check.rewards import look_at_rewards
-    from openrlhf.check.rows import look_at_rows, read, sources
+    from openrlhf.check.rows import look_at_rows, look_at_template, read, sources
     from openrlhf.data.preview import print_lengths, print_samples, terminal
     from openrlhf.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(config.model.pretrain, config.model)
     prompts: list[Sample] = []
+    yield from gathered("data", look_at_template(config.data, tokenizer))
     try:
         reader = command_module(line.verb).reader(config, tokenizer)
         for flag, names, split, probs in sources(config):
