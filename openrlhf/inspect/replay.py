@@ -19,7 +19,8 @@ from openrlhf.algorithms.policy_losses import find_policy_loss
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import reward_weights
 from openrlhf.objectives.reinforcement import policy_elements
-from openrlhf.training.ppo import add_advantages, shape_rewards, weighted_rewards
+from openrlhf.training.ppo import add_advantages
+from openrlhf.training.rewards import shape_rewards, weighted_rewards
 from openrlhf.training.sample_file import StoredSample, StoredStep
 from openrlhf.training.samples import made_of
 from openrlhf.training.update import weighted_sum

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,33 @@ class SampleStore:
         prune(self.folder, self.config.samples.samples_max_mb)
 
 
-def missing_log_probs(batch: Batch, rows: list[int], roles: Roles, deadline_s: float) -> Tensor | None:
-    """log π_old of the rows to store, where the update does without: they alone cost a forward. (rows, T) or None."""
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of a rollout batch to store; ``old_log_probs``, (rows, T), where the update does without."""
+
+    rows: list[int]
+    old_log_probs: Tensor | None
+
+    def of(self, batch: Batch) -> Batch:
+        """These rows alone, with all fields."""
+        rows = batch.select(self.rows)
+        return rows if self.old_log_probs is None else rows.fill(old_log_probs=self.old_log_probs)
+
+
+def choose(
+    store: SampleStore | None,
+    prompts: Sequence[Prompt],
+    samples: Sequence[Sample],
+    batch: Batch,
+    roles: Roles,
+    deadline_s: float,
+) -> Chosen | None:
+    """What ``store`` wants of a rollout batch; log π_old, where it is missing, costs a forward of these rows alone."""
+    rows = store.choose(prompts, samples) if store else []
     if not rows or batch.old_log_probs is not None:
-        return None
+        return Chosen(rows, None) if rows else None
     (log_probs,) = gather(roles.actor.log_probs(batch.select(rows)), deadline_s=deadline_s)
-    return log_probs
+    return Chosen(rows, log_probs)
 
 
 def log_prob_fields(batch: Batch) -> dict[str, Tensor]:

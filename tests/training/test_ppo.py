@@ -27,6 +27,7 @@ from openrlhf.rollout.engine import SamplingParams
 from openrlhf.training import ppo
 from openrlhf.training.log import RunLog
 from openrlhf.training.members import CriticMember, PolicyMember, ReferenceMember
+from openrlhf.training.rewards import add_rewards, part_means, shape_rewards
 from openrlhf.training.roles import Absent, Roles, done
 from openrlhf.types import Batch, Metrics, Prompt, Sample, collate
 from tests.models.helpers import VOCAB, build, build_scorer
@@ -382,11 +383,11 @@ def test_several_rewards_are_weighed_and_summed() -> None:
     samples = package_samples()
     batch = collate(samples, 0)
     roles, _, _ = roles_of(config, samples, 1)
-    summed, parts = ppo.add_rewards(batch, replace(roles, reward=TwoModels()), [0.5, -1.0, 2.0], 60)
+    summed, parts = add_rewards(batch, replace(roles, reward=TwoModels()), [0.5, -1.0, 2.0], 60)
     expected = [0.5 * i - 2.0 + 2.0 * float(sample.reward) for i, sample in enumerate(samples)]
     assert summed.rewards.tolist() == pytest.approx(expected)
     function = sum(float(sample.reward) for sample in samples) / 8
-    assert ppo.part_means(parts) == pytest.approx(
+    assert part_means(parts) == pytest.approx(
         {"reward/model_1": 3.5, "reward/model_2": 2.0, "reward/function": function}
     )
 
@@ -430,16 +431,9 @@ def test_what_changes_a_reward_changes_its_turns() -> None:
         advantage_estimator="reinforce", init_kl_coef=0, gamma=1.0, reward_weights=(3.0,),
         stop_properly_penalty_coef=0.5, no_advantage_std_norm=True,
     )  # fmt: skip
-    weighed, _ = ppo.add_rewards(batch, roles_of(config, package_samples(), 1)[0], [3.0], 60.0)
-    shaped = ppo.shape_rewards(weighed, config)
+    weighed, _ = add_rewards(batch, roles_of(config, package_samples(), 1)[0], [3.0], 60.0)
+    shaped = shape_rewards(weighed, config)
     assert shaped.turn_rewards.tolist() == [[0, 0, 3, 0, 6], [0, 0, 1.5, 0, 3]]
     assert shaped.rewards.tolist() == [9.0, 4.5]
     returns = ppo.add_advantages(shaped, config, 0.0).returns
     assert returns.tolist() == [[0, 9, 9, 0, 6], [0, 4.5, 4.5, 0, 3]]
-
-
-def test_dead_groups_are_those_of_several_samples_with_one_reward() -> None:
-    rewards = torch.tensor([1.0, 0.0, 1.0, 1.0, 2.0, 3.0, float("nan"), 3.0, float("nan")])
-    groups = torch.tensor([5, 0, 5, 0, 9, 2, 7, 2, 7])
-    assert ppo.dead_groups(rewards, groups) == {"dead_groups": 0.5}  # 5 and 2, not 0 and 7; 9 has one sample
-    assert ppo.dead_groups(rewards[:2], groups[:2]) == {}
