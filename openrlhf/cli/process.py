@@ -13,16 +13,19 @@ from openrlhf.training.seeds import seed_process
 
 
 def check_folders(checkpoint: CheckpointConfig) -> None:
-    """Raise ValueError when ``--ckpt_path`` is to be written and cannot be."""
-    if checkpoint.save_steps < 0:
-        return
-    folder = Path(checkpoint.ckpt_path)
+    """Raise ValueError when ``--save_path``, or ``--ckpt_path`` where there are checkpoints, cannot be written."""
+    _check_folder("--save_path", Path(checkpoint.save_path))
+    if checkpoint.save_steps > 0:
+        _check_folder("--ckpt_path", Path(checkpoint.ckpt_path))
+
+
+def _check_folder(flag: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"--ckpt_path {folder} cannot be written ({error.strerror}): name another folder.") from error
+        raise ValueError(f"{flag} {folder} cannot be written ({error.strerror}): name another folder.") from error
 
 
 def prepare_process(train: TrainConfig) -> None:

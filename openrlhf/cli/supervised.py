@@ -67,7 +67,6 @@ def start(config: Supervised) -> Any:
         check_packages(config, launched)
     if writes:
         check_folders(config.checkpoint)
-        write_yaml(config, Path(config.checkpoint.save_path) / "run_config.yaml")
     tokenizer = load_policy_tokenizer(config.model)
     if writes:
         check_disk(config)
@@ -126,6 +125,8 @@ def train(
         made_by = {**decisive(config), "the rows of --dataset": fingerprint_samples(samples)}
         parts, weights = {"": EnginePart(engine, tokenizer)}, {"": "_hf"}
         checkpoints = Checkpoints(kept, made_by, parts, weights, EngineTeam(engine), stop, config.deepspeed.deadline)
+        if is_first():
+            write_yaml(config, folder / "run_config.yaml")  # not of a run that was refused
         log = RunLog(folder, config.log, flat(config), writes=is_first(), done=checkpoints.start.step)
         log.start(total_steps(len(samples) // task.rows, config.train), title)
         pulse, pad = Pulse(folder / "stacks", config.deepspeed.deadline), tokenizer.pad_token_id

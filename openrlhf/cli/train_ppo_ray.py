@@ -45,7 +45,6 @@ def run(config: PPOConfig) -> None:
     folder, kept = Path(config.checkpoint.save_path), config.checkpoint
     check_packages(config, launched=False)
     check_folders(kept)
-    write_yaml(config, folder / "run_config.yaml")
     with session(config):
         tokenizer, prompts = read_prompts(config)
         check_disk(config)
@@ -86,6 +85,7 @@ def learn(
     checkpoints = Checkpoints(config.checkpoint, made_by, parts, weights, team, stop, config.deepspeed.deadline)
     start = checkpoints.start
     folder = Path(config.checkpoint.save_path)
+    write_yaml(config, folder / "run_config.yaml")  # not of a run that was refused
     log = RunLog(folder, config.log, flat(config), done=start.step)
     store = SampleStore(folder, config, tokenizer, done=start.step)
     log.start(math.ceil(len(prompts) * config.rollout.num_episodes / config.rollout.rollout_batch_size), "rl")

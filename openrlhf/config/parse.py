@@ -50,7 +50,7 @@ def resolve(command: type[C], argv: Sequence[str]) -> C:
 def write_yaml(config: Command, path: Path) -> None:
     """Write every flag and its value, so that ``--config path`` repeats the run. Secrets are left out.
 
-    Raises ValueError when the folder cannot be written, which is why a run does it first.
+    Raises ValueError when the folder cannot be written.
     """
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in flat(config).items()}
     try:

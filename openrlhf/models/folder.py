@@ -13,18 +13,22 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from openrlhf.config.groups import ModelConfig
 from openrlhf.models.adapters import with_adapter
 from openrlhf.models.causal_lm import CausalLM
+from openrlhf.models.load import readable
 from openrlhf.models.value_head import ScoreModel
 
 INDEX = "model.safetensors.index.json"
 
 
 def empty_model(config: PreTrainedConfig, scores: bool, trust_remote_code: bool = False) -> CausalLM | ScoreModel:
-    """The model of a config.json on torch's meta device, which holds no memory: for counting."""
+    """The model of a config.json on torch's meta device, which holds no memory: for counting.
+
+    Raises ValueError when it is the config.json of another kind of model, or says what cannot be.
+    """
     if scores:
         config = copy.deepcopy(config)
         config.num_labels = 1
     auto, wrap = (AutoModelForSequenceClassification, ScoreModel) if scores else (AutoModelForCausalLM, CausalLM)
-    with torch.device("meta"):
+    with readable("the model", str(config.name_or_path), "model"), torch.device("meta"):
         return wrap(auto.from_config(config, trust_remote_code=trust_remote_code))
 
 

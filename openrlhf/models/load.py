@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -41,12 +43,10 @@ def load_tokenizer(path: str, config: ModelConfig, flag: str = "--pretrain") -> 
     nothing.
     """
     path = local_folder(path, config, flag)
-    try:
+    with readable(flag, path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             path, use_fast=not config.disable_fast_tokenizer, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(_not_loadable(flag, path, "tokenizer", error)) from error
     if not tokenizer.encode("Hello, world", add_special_tokens=False):
         raise ValueError(f"{flag} {path}: its tokenizer turns text into no tokens; check tokenizer.json in that folder")
     if config.tokenizer_chat_template:
@@ -61,7 +61,9 @@ def load_tokenizer(path: str, config: ModelConfig, flag: str = "--pretrain") -> 
 
 def load_causal_lm(path: str, config: ModelConfig, flag: str = "--pretrain") -> CausalLM:
     """The causal language model at ``path``. Raises ValueError naming ``flag`` when there is none."""
-    return CausalLM(_load(AutoModelForCausalLM, path, config, flag))
+    hf, missing = _load(AutoModelForCausalLM, path, config, flag)
+    _refuse_missing(missing, path, flag)
+    return CausalLM(hf)
 
 
 def load_score_model(
@@ -82,18 +84,18 @@ def load_score_model(
     prefix = hf_config.to_dict().get("value_head_prefix") or prefix
     hf_config.value_head_prefix = prefix
     hf_config.num_labels = 1
-    hf, report = _load(
+    hf, missing = _load(
         AutoModelForSequenceClassification,
         path,
         config,
         flag,
         config=hf_config,
         key_mapping={rf"^{prefix}\.": "score."},
-        output_loading_info=True,
     )
+    _refuse_missing(missing - {"score.weight"}, path, flag)
     if new_head:
         init_head(hf.score)
-    elif "score.weight" in report["missing_keys"]:
+    elif "score.weight" in missing:
         raise ValueError(
             f"{flag} {path}: there is no reward head named {prefix!r} in that folder; "
             "name its head with --value_head_prefix or train a reward model first"
@@ -144,10 +146,8 @@ def saved_tensors(hf: PreTrainedModel) -> dict[str, Tensor]:
 def load_config(path: str, config: ModelConfig, flag: str) -> PreTrainedConfig:
     path = local_folder(path, config, flag)
     _refuse_adapter(path, flag)
-    try:
+    with readable(flag, path, "model"):
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(_not_loadable(flag, path, "model", error)) from error
 
 
 def _refuse_adapter(path: str, flag: str) -> None:
@@ -162,28 +162,38 @@ def _refuse_adapter(path: str, flag: str) -> None:
         )
 
 
-def _load(auto: Any, path: str, settings: ModelConfig, flag: str, **options: Any) -> Any:
+def _load(
+    auto: Any, path: str, settings: ModelConfig, flag: str, config: PreTrainedConfig | None = None, **options: Any
+) -> tuple[Any, set[str]]:
+    """The model of Transformers, and the names of its weights that the folder does not have."""
+    config = config or load_config(path, settings, flag)
     path = local_folder(path, settings, flag)
-    _refuse_adapter(path, flag)
     if _use_flash_attn_package(settings):
         options["attn_implementation"] = "flash_attention_2"
     dtype = torch.bfloat16 if settings.bf16 else torch.float32
     if settings.load_in_4bit:
         options["quantization_config"] = four_bits(dtype)
     try:
-        loaded = auto.from_pretrained(
+        hf, report = auto.from_pretrained(
             path,
+            config=config,
             dtype=dtype,
             trust_remote_code=settings.trust_remote_code,
+            output_loading_info=True,
             **options,
         )
     except UnpicklingError as error:
         raise ValueError(
             f"{flag} {path}: its pickled weights hold more than tensors, which could run code; have them as safetensors"
         ) from error
-    except (OSError, ValueError) as error:
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{flag} {path}: its weights have other shapes than its config.json says; take both from one model"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise ValueError(_not_loadable(flag, path, "model", error)) from error
-    hf: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
     _choose_attention(hf, path, settings, flag)
     if settings.load_in_4bit:
         keep_gradients(hf)
@@ -191,7 +201,16 @@ def _load(auto: Any, path: str, settings: ModelConfig, flag: str, **options: Any
         use_liger(hf, flag)
     if settings.gradient_checkpointing:
         hf.gradient_checkpointing_enable({"use_reentrant": settings.gradient_checkpointing_use_reentrant})
-    return loaded
+    return hf, set(report["missing_keys"])
+
+
+def _refuse_missing(missing: set[str], path: str, flag: str) -> None:
+    """Transformers draws them at random, with a line that is easily overlooked."""
+    if missing:
+        raise ValueError(
+            f"{flag} {path}: its files lack {len(missing)} weights of the model, such as {min(missing)}; take the "
+            "whole folder of a model of this kind"
+        )
 
 
 def _use_flash_attn_package(config: ModelConfig) -> bool:
@@ -223,10 +242,20 @@ def _choose_attention(hf: PreTrainedModel, path: str, config: ModelConfig, flag:
         )
 
 
+@contextmanager
+def readable(flag: str, path: str, what: str) -> Iterator[None]:
+    """Inside, whatever a library says of a folder becomes one sentence that names ``flag``, a ValueError."""
+    try:
+        yield
+    except Exception as error:  # those of Transformers, its tokenizers and strict fields have no common class
+        raise ValueError(_not_loadable(flag, path, what, error)) from error
+
+
 def _not_loadable(flag: str, path: str, what: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return f"{flag} {path}: this {what} comes with code; read it, then give --trust_remote_code to run it"
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    reason = f"{first} {more[0].strip()}" if more and first.endswith(":") else first
     if path.startswith(("/", "./", "../", "~")) and not Path(path).exists():
         reason = "no such folder"
     return f"{flag} {path}: no {what} could be loaded from there ({reason}); give a Hugging Face name or a model folder"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.gemma2 import Gemma2Config, Gemma2ForCausalLM
@@ -83,6 +87,79 @@ def test_missing_folders_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="^--critic_pretrain .*no model could be loaded"):
         load_causal_lm(str(tmp_path / "empty"), settings(tmp_path), flag="--critic_pretrain")
+
+
+def changed_json(name: str, **values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def changed_weight(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return rewrite
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{nope"), "is not a valid JSON file"),
+    "config is not UTF-8": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), "is not a valid JSON file"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[1]"), "Should have a `model_type` key"),
+    "config says a size in words": (changed_json("config.json", hidden_size="big"), "hidden_size"),
+    "config says what cannot be": (changed_json("config.json", num_hidden_layers=-3), "num_hidden_layers"),
+    "config of no language model": (changed_json("config.json", model_type="clip"), "Unrecognized configuration class"),
+    "another size": (changed_json("config.json", intermediate_size=48), "its weights have other shapes"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no file named model.safetensors"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "header too small"),
+    "a part of the weights": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:3000]),
+        "incomplete metadata",
+    ),
+    "a pointer to the weights": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 123\n"),
+        "header",
+    ),
+    "a weight of another shape": (
+        changed_weight(lambda w: w.update({NORM: w[NORM][:1].clone()})),
+        "its weights have other shapes",
+    ),
+    "a weight less": (changed_weight(lambda w: w.pop(NORM)), f"its files lack 1 weights of the model, such as {NORM}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_model_folder_is_one_sentence(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    breaks, said = BROKEN[name]
+    breaks(folder)
+    for load in (load_causal_lm, lambda *a: load_score_model(*a, "score", new_head=True)):
+        with pytest.raises(ValueError, match=r"^--pretrain .*model") as refusal:
+            load(str(folder), settings(folder))
+        assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"a": "\xff"}'])
+def test_a_broken_tokenizer_is_one_sentence(tiny_folder: Path, tmp_path: Path, content: bytes) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^--pretrain .*no tokenizer could be loaded from there"):
+        load_tokenizer(str(folder), settings(folder))
+
+
+def test_a_reward_model_is_no_language_model(tiny_folder: Path, tmp_path: Path) -> None:
+    """Where the head of the language model is not the embedding, a reward model has none."""
+    build_model(tmp_path / "untied", len(AutoTokenizer.from_pretrained(tiny_folder)), tied=False)
+    config = settings(tmp_path / "untied")
+    scorer = load_score_model(str(tmp_path / "untied"), config, "score", new_head=True)
+    save_model(scorer, tmp_path / "rm", load_tokenizer(str(tiny_folder), config))
+    with pytest.raises(ValueError, match="its files lack 1 weights of the model, such as lm_head.weight"):
+        load_causal_lm(str(tmp_path / "rm"), config)
 
 
 @pytest.mark.parametrize("tied", [True, False])

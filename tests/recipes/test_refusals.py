@@ -34,13 +34,16 @@ def ppo(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def refused(main: Callable[[list[str]], None], flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
-    """The last line on the screen."""
+def refused(
+    main: Callable[[list[str]], None], flags: dict[str, Any], capsys: pytest.CaptureFixture[str], begun: bool = False
+) -> str:
+    """The last line on the screen. No file is written, unless the run had ``begun``."""
     with pytest.raises(SystemExit) as stop:
         main(words(flags))
     assert stop.value.code == 2
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
+    assert begun or not [path for path in Path(flags["save_path"]).rglob("*") if path.is_file()]
     return shown.strip().splitlines()[-1]
 
 
@@ -97,7 +100,7 @@ def test_a_reward_model_without_a_head(ppo: dict[str, Any], capsys: pytest.Captu
 
 def test_a_wrong_answer_of_the_reward_function(ppo: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     ppo["remote_rm_url"].write_text("def reward_func(queries, prompts, labels):\n    return [1.0]\n")
-    assert refused(train_ppo_ray.main, ppo, capsys) == "reward_func: rewards has 1 entries for 4 samples"
+    assert refused(train_ppo_ray.main, ppo, capsys, begun=True) == "reward_func: rewards has 1 entries for 4 samples"
 
 
 def test_an_error_inside_the_reward_function_keeps_its_traceback(ppo: dict[str, Any]) -> None:

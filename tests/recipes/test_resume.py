@@ -253,10 +253,12 @@ def test_a_checkpoint_of_another_run_is_refused_naming_what_differs(
     named: str,
 ) -> None:
     dies(monkeypatch, sft | SAVES, 3 + 1)
+    files = {path: path.read_bytes() for path in sft["save_path"].parent.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
         run(train_sft.main, sft | SAVES | changed | {"load_checkpoint": True})
     assert stop.value.code == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
+    assert files == {path: path.read_bytes() for path in sft["save_path"].parent.rglob("*") if path.is_file()}
 
 
 def test_rows_in_another_order_are_another_data_set(
