@@ -43,17 +43,25 @@ def read(
 
 
 def look_at_rows(
-    config: TrainCommand, reader: Reader, flag: str, samples: Sequence[Sample], report: DropReport, most: int
+    config: TrainCommand,
+    reader: Reader,
+    flag: str,
+    samples: Sequence[Sample],
+    report: DropReport,
+    most: int,
+    measured: bool = True,
 ) -> Iterator[tuple[Severity, str]]:
+    """Not ``measured`` are samples of a tokenizer that stands in for the run's own."""
     lengths = [len(sample.tokens) for sample in samples]
     learnt = sum(int(sample.action_mask.sum()) for sample in samples)
     share = f", {learnt / sum(lengths):.0%} of them carry loss" if learnt else ""
     scope = f"the first {most} rows: " if report.kept + _count(report.dropped) == most else ""
-    yield (
-        "ok",
-        f"{flag}: {scope}{report.kept} rows are used; {min(lengths)} to {max(lengths)} tokens, median "
-        f"{median(lengths):.0f}, {reader.limit_flag} is {reader.limit}{share}",
+    known = (
+        f"{min(lengths)} to {max(lengths)} tokens, median {median(lengths):.0f}, {reader.limit_flag} is {reader.limit}"
+        if measured
+        else "how long they are was not measured, without the tokenizer of --pretrain"
     )
+    yield "ok", f"{flag}: {scope}{report.kept} rows are used; {known}{share if measured else ''}"
     for verb, tallies in (("dropped", report.dropped), ("cut", report.shortened)):
         for kind, tally in tallies.items():
             yield "warning", f"{flag}: {_kind(kind, tally, verb)}"

@@ -107,8 +107,8 @@ def look(line: Line, config: Command, cluster: Cluster | None) -> Iterator[Findi
     if not isinstance(config, TrainCommand):
         return
     readable = all(finding.severity != "error" for finding in models)
+    yield from look_at_data(line, config)
     if readable:
-        yield from look_at_data(line, config)
         yield from gathered("disk", look_at_disk(config))
     workers = line.workers
     if isinstance(config, PPOConfig):
@@ -123,26 +123,35 @@ def look(line: Line, config: Command, cluster: Cluster | None) -> Iterator[Findi
 
 
 def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
-    """Rows, and what a reward function says of the first of them."""
+    """Rows, and what a reward function says of the first of them. Where no tokenizer is found, which ``look_at_models``
+    tells, bytes stand in for tokens."""
     from openrlhf.check.findings import Finding, gathered
     from openrlhf.check.rewards import look_at_rewards
     from openrlhf.check.rows import look_at_rows, look_at_template, read, sources
+    from openrlhf.check.stand_in import byte_tokenizer, unlimited
     from openrlhf.data.preview import print_lengths, print_samples, terminal
     from openrlhf.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(config.model.pretrain, config.model)
-    prompts: list[Sample] = []
-    yield from gathered("data", look_at_template(config.data, tokenizer))
     try:
+        tokenizer, measured = load_tokenizer(config.model.pretrain, config.model), True
+    except ValueError:
+        measured = False
+    prompts: list[Sample] = []
+    if measured:
+        yield from gathered("data", look_at_template(config.data, tokenizer))
+    try:
+        if not measured:
+            tokenizer, config = byte_tokenizer(config), unlimited(config)
         reader = command_module(line.verb).reader(config, tokenizer)
         for flag, names, split, probs in sources(config):
             samples, report = read(config, reader, flag, names, split, probs, line.rows)
             if flag != "--eval_dataset":
                 prompts = samples
+            if flag != "--eval_dataset" and measured:
                 print_samples(terminal(), tokenizer, samples[: len(reader.titles)], reader.titles, reader.note)
                 print_lengths(terminal(), samples, reader.limit_flag, reader.limit)
                 print()
-            yield from gathered("data", look_at_rows(config, reader, flag, samples, report, line.rows))
+            yield from gathered("data", look_at_rows(config, reader, flag, samples, report, line.rows, measured))
     except ValueError as error:
         yield Finding("error", "data", str(error))
     if isinstance(config, PPOConfig) and prompts:

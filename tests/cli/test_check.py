@@ -81,6 +81,30 @@ def test_a_finding(
     assert lines[-1].startswith("the run would not start: " if code else "the run would start: ")
 
 
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_rows_are_read_without_the_model(verb: str, flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is not on this disk: all is told of the rows but their lengths in tokens, which no limit cuts."""
+    limit = {"prompt_max_len" if verb == "ppo" else "max_len": 3}
+    code, lines = check([verb, *words(of(verb, flags) | {"pretrain": "/nowhere/model"} | limit)], capsys)
+    assert code == 1
+    flag, used = "prompt_data" if verb == "ppo" else "dataset", 6 if verb == "prm" else 5
+    want = f"ok data --{flag}: {used} rows are used; how long they are was not measured, without the tokenizer of"
+    assert any(text.startswith(want) for text in lines), lines
+    if verb != "prm":
+        assert any(text.startswith(f"warning data --{flag}: 1 row is dropped: empty ") for text in lines)
+    assert not any("token" in text for text in lines if text.startswith("warning data"))
+    assert any(text.startswith("ok reward ") for text in lines) == (verb == "ppo")
+
+
+def test_a_missing_column_is_told_without_the_model(flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = {"pretrain": "/nowhere/model", "output_key": "answer"}
+    _, lines = check(["sft", *words(of("sft", flags) | wrong)], capsys)
+    assert any(text.startswith("error data --dataset row 0: ") and "answer" in text for text in lines), lines
+    labels = of("prm", flags) | {"pretrain": "/nowhere/model"}
+    _, lines = check(["prm", *words({name: value for name, value in labels.items() if name != "reward_tokens"})], capsys)
+    assert any("without --reward_tokens a label may be any token of --pretrain" in text for text in lines), lines
+
+
 def test_every_broken_rule_is_told(flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     wrong = {"lr_scheduler": "cosin", "ring_attn_size": 2, "input_template": "no braces"}
     code, lines = check(["sft", *words(of("sft", flags) | wrong)], capsys)
