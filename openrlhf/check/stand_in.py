@@ -16,7 +16,8 @@ NO_LIMIT = 2**40  # bytes
 def unlimited(config: TrainCommand) -> TrainCommand:
     """The same run for texts of any length: a limit in tokens says nothing of bytes."""
     name = "prompt_max_len" if isinstance(config, PPOConfig) else "max_len"
-    return build(type(config), {**flat(config), name: NO_LIMIT})
+    found: TrainCommand = build(type(config), {**flat(config), name: NO_LIMIT})  # type: ignore[type-var]
+    return found
 
 
 def byte_tokenizer(config: TrainCommand) -> Any:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openrlhf.demo
-
-if TYPE_CHECKING:
-    pass
 
 REWARD_FILE = Path(openrlhf.demo.__file__).with_name("reward.py")
 HELD_OUT = 200
@@ -39,11 +37,13 @@ def main(argv: list[str] | None = None) -> None:
 def run(folder: Path, cluster: bool, seed: int) -> tuple[float, float]:
     """The whole demo. Returns the held-out accuracy before and after RL."""
     from openrlhf.cli import train_ppo_ray, train_sft
+    from openrlhf.cli.process import quiet_libraries
     from openrlhf.demo.plot import plot_metric
     from openrlhf.demo.task import write_data
     from openrlhf.models.tiny import build_model, build_tokenizer
 
     began = time.monotonic()
+    quiet_libraries()
     base, sft, rl = folder / "base", folder / "sft", folder / "rl"
     folder.mkdir(parents=True, exist_ok=True)
     say(f"1/4  A tiny model from scratch and arithmetic problems → {folder}")
@@ -165,9 +165,13 @@ def say(line: str) -> None:
 
 def print_next(folder: Path, cluster: bool) -> None:
     print("\nNext:")
+    if sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ:
+        print(f"  source {os.path.relpath(sys.prefix)}/bin/activate        puts openrlhf on the path of a shell")
+    print(f"  openrlhf view {folder}/rl        a page of its curves, answers and tokens")
+    print(f"  openrlhf ppo --config {folder}/rl/run_config.yaml --num_episodes 2 --save_path {folder}/rl2")
+    print("                                   change a flag, run again")
     if not cluster:
         print("  openrlhf demo --cluster          the same on Ray + vLLM + DeepSpeed, on this CPU (make cluster first)")
-    print(f"  openrlhf ppo --config {folder}/rl/run_config.yaml --num_episodes 2    change a flag, run again")
     print("  openrlhf ppo --help              every flag")
 
 

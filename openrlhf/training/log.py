@@ -145,9 +145,9 @@ class Phases:
 
 def time_left(made: int, missing: int, spent: float) -> str:
     """What the missing steps take when they take as long as those that were made in ``spent`` seconds."""
-    if made < 1 or missing < 0:
+    if made < 1 or missing < 1:
         return ""
-    return f"  left {timedelta(seconds=round(missing * spent / made))} for {missing} steps"
+    return f"  left {timedelta(seconds=round(missing * spent / made))} for {missing} step{'s' * (missing > 1)}"
 
 
 def screen_line(step: int, metrics: Mapping[str, float]) -> str:

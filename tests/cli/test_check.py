@@ -100,8 +100,9 @@ def test_a_missing_column_is_told_without_the_model(flags: dict[str, Any], capsy
     wrong = {"pretrain": "/nowhere/model", "output_key": "answer"}
     _, lines = check(["sft", *words(of("sft", flags) | wrong)], capsys)
     assert any(text.startswith("error data --dataset row 0: ") and "answer" in text for text in lines), lines
-    labels = of("prm", flags) | {"pretrain": "/nowhere/model"}
-    _, lines = check(["prm", *words({name: value for name, value in labels.items() if name != "reward_tokens"})], capsys)
+    labels = of("prm", flags | {"pretrain": "/nowhere/model"})
+    del labels["reward_tokens"]
+    _, lines = check(["prm", *words(labels)], capsys)
     assert any("without --reward_tokens a label may be any token of --pretrain" in text for text in lines), lines
 
 

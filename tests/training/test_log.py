@@ -26,7 +26,8 @@ def test_every_logged_step_is_a_line_of_metrics_jsonl(tmp_path):
     ("made", "missing", "spent", "said"),
     [
         (2, 8, 60.0, "  left 0:04:00 for 8 steps"),
-        (4, 0, 60.0, "  left 0:00:00 for 0 steps"),
+        (9, 1, 60.0, "  left 0:00:07 for 1 step"),
+        (4, 0, 60.0, ""),
         (1, 24, 3600.0, "  left 1 day, 0:00:00 for 24 steps"),
         (0, 10, 5.0, ""),  # what was measured before the first step says nothing of the steps
         (3, -1, 5.0, ""),  # how many there are is not known
