@@ -133,10 +133,10 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second for a name that cannot be one
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"--host {host} --port {port} cannot be listened on ({error.strerror}): choose another port, or 0 for a "
-            "free one"
+            f"--host {host} --port {port} cannot be listened on ({reason}): choose another port, or 0 for a free one"
         ) from error
     return bound
 

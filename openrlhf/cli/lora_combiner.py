@@ -16,17 +16,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: LoraCombinerConfig) -> None:
     """Model + adapter → a Hugging Face folder at ``--output_path``."""
-    from transformers.utils.logging import disable_progress_bar
-
+    from openrlhf.cli.process import check_folder, quiet_libraries
     from openrlhf.config.groups import ModelConfig
     from openrlhf.models.combine import combined
     from openrlhf.models.load import load_tokenizer, save_model
 
-    disable_progress_bar()
+    quiet_libraries()
     combine = config.combine
     output, adapter = Path(combine.output_path), Path(combine.lora_path)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output_path {output} is not empty: name a new folder")
+    check_folder("--output_path", output)
     model = combined(combine)
     own = adapter if (adapter / "tokenizer_config.json").is_file() else Path(combine.model_path)
     tokenizer = load_tokenizer(str(own), ModelConfig(str(own), trust_remote_code=combine.trust_remote_code))

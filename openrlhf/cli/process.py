@@ -14,12 +14,13 @@ from openrlhf.training.seeds import seed_process
 
 def check_folders(checkpoint: CheckpointConfig) -> None:
     """Raise ValueError when ``--save_path``, or ``--ckpt_path`` where there are checkpoints, cannot be written."""
-    _check_folder("--save_path", Path(checkpoint.save_path))
+    check_folder("--save_path", Path(checkpoint.save_path))
     if checkpoint.save_steps > 0:
-        _check_folder("--ckpt_path", Path(checkpoint.ckpt_path))
+        check_folder("--ckpt_path", Path(checkpoint.ckpt_path))
 
 
-def _check_folder(flag: str, folder: Path) -> None:
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise ValueError when the folder of ``flag`` cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):

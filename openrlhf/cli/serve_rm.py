@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(config: ServeRMConfig) -> None:
     """Load the model, then answer until SIGTERM or Ctrl-C, which end the process with code 0."""
     serve_config = config.serve
-    token = serve_config.token or os.environ.get(TOKEN_VARIABLE)
+    token = serve_config.token or os.environ.get(TOKEN_VARIABLE) or None  # an empty one is none
     check_reach(serve_config.host, token)
     try:
         from openrlhf.backends.reward_server import bind, reward_app, serve

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from openrlhf.cluster.calls import await_all
+from openrlhf.cluster.calls import RoleError, await_all
 from openrlhf.cluster.engines import Engines
 from openrlhf.cluster.group import Group
 from openrlhf.cluster.placement import Placement, plan
@@ -257,11 +258,19 @@ def connected(engines: Engines, placement: Placement, config: PPOConfig) -> Samp
 
 
 def start_groups(groups: Iterable[Group], total_steps: int, deadline_s: float) -> None:
-    """Every group forms its process group and builds its model; all at once."""
+    """Every group forms its process group and builds its model; all at once.
+
+    Raises ValueError where a worker finds something wrong with what the user gave.
+    """
     refs, names = [], []
     for group in groups:
         (place,) = await_all([group.workers[0].meeting_place.remote()], group.names[:1], "meeting_place", deadline_s)
         group.call("join", [place] * len(group.workers))
         refs += [worker.start.remote(total_steps) for worker in group.workers]
         names += group.names
-    await_all(refs, names, "start", deadline_s)
+    try:
+        await_all(refs, names, "start", deadline_s)
+    except RoleError as failure:
+        if isinstance(cause := failure.__cause__, RayTaskError) and isinstance(cause.cause, ValueError):
+            raise ValueError(str(cause.cause)) from failure
+        raise

@@ -23,15 +23,35 @@ def check_run(run: Path) -> None:
 
 
 def read_metrics(run: Path) -> list[Line]:
-    """The whole lines of ``metrics.jsonl``; one that is being written is left for later."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The whole lines of ``metrics.jsonl``; one that is being written is left for later.
+
+    Raises ValueError that names a line which is none.
+    """
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [_line(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
+
+
+def _line(text: bytes, where: str) -> Line:
+    try:
+        line = json.loads(text)
+    except ValueError:  # of text that is not UTF-8 too
+        line = None
+    if not isinstance(line, dict) or "step" not in line or any(type(x) not in (int, float) for x in line.values()):
+        raise ValueError(f"{where} does not hold the metrics of a step: take it out to see the others.")
+    return line
 
 
 def read_flags(run: Path) -> dict[str, Any]:
-    """The flags in ``run_config.yaml``, whatever command wrote them; none where there is no such file."""
+    """The flags in ``run_config.yaml``, whatever command wrote them; none where there is no such file.
+
+    Raises ValueError when it is not YAML.
+    """
     path = run / "run_config.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     return content if isinstance(content, dict) else {}
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from openrlhf.config.groups import CombineConfig, ModelConfig
 from openrlhf.models.adapters import WEIGHTS
 from openrlhf.models.causal_lm import CausalLM
-from openrlhf.models.load import load_causal_lm, load_score_model
+from openrlhf.models.load import load_causal_lm, load_score_model, readable
 from openrlhf.models.value_head import ScoreModel
 
 
@@ -45,7 +45,8 @@ def read_adapter_config(config: CombineConfig) -> LoraConfig:
             f"--lora_path {folder} has no adapter_config.json and {WEIGHTS}: it is no folder that training with "
             "--lora_rank wrote"
         )
-    adapter = PeftConfig.from_pretrained(str(folder))
+    with readable("--lora_path", str(folder), "adapter"):
+        adapter = PeftConfig.from_pretrained(str(folder))
     if not isinstance(adapter, LoraConfig):
         raise ValueError(f"--lora_path {folder} is an adapter of the kind {adapter.peft_type}, not LoRA")
     if (adapter.task_type == TaskType.SEQ_CLS) != config.is_rm:
@@ -60,7 +61,8 @@ def read_adapter_config(config: CombineConfig) -> LoraConfig:
 def _statistics(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         return {}
-    return AutoConfig.from_pretrained(folder).to_dict()
+    with readable("--lora_path", str(folder), "configuration of a reward model"):
+        return AutoConfig.from_pretrained(folder).to_dict()
 
 
 def _added(hf: PreTrainedModel, adapter: LoraConfig, config: CombineConfig) -> PreTrainedModel:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -79,8 +80,16 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What ``write_tensors`` wrote. Tensors are mapped from the file, and read when they are used."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    """What ``write_tensors`` wrote. Tensors are mapped from the file, and read when they are used.
+
+    Raises Damaged when it holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise Damaged(f"{path} holds more than tensors, which could run code") from error
+    except (RuntimeError, OSError, EOFError) as error:
+        raise Damaged(f"{path} is no file of tensors") from error
 
 
 def begin(root: Path, name: str) -> Path:
@@ -185,18 +194,21 @@ def read_serial(folder: Path) -> int:
 def prune(root: Path, last: int, max_number: int, max_bytes: int) -> None:
     """Delete the oldest steps until at most ``max_number`` of at most ``max_bytes`` are left.
 
-    A step is its checkpoint and its Hugging Face folders. ``last``, the step that was just written, always stays.
+    A step is its checkpoint and its Hugging Face folders. ``last``, the step that was just written, always stays, and
+    so does the newest checkpoint, when ``last`` has Hugging Face folders alone.
     """
+    newest = max(_checkpoints(root), key=read_serial, default=None)
+    stay = {last} if newest is None else {last, step_of(newest)}
     steps: dict[int, list[Path]] = {}
     for path in _folders(root):
         steps.setdefault(step_of(path), []).append(path)
 
     def age(step: int) -> tuple[bool, int, int]:
-        return step == last, max(map(read_serial, steps[step])), max(p.stat().st_mtime_ns for p in steps[step])
+        return step in stay, max(map(read_serial, steps[step])), max(p.stat().st_mtime_ns for p in steps[step])
 
     oldest_first = sorted(steps, key=age)
     sizes = {step: sum(_size(path) for path in paths) for step, paths in steps.items()}
-    while len(oldest_first) > 1 and (
+    while len(oldest_first) > len(stay) and (
         len(oldest_first) > max_number or sum(sizes[step] for step in oldest_first) > max_bytes
     ):
         for path in steps[oldest_first.pop(0)]:

@@ -14,7 +14,7 @@ import numpy
 import torch
 from safetensors import SafetensorError
 
-from openrlhf.training.checkpoint_files import read_tensors, write_tensors
+from openrlhf.training.checkpoint_files import Damaged, read_tensors, write_tensors
 from openrlhf.training.roles import TrainEngine, done
 
 
@@ -40,7 +40,10 @@ def load_part(engine: TrainEngine, state: Path, redistribute: bool) -> str | Non
     ``redistribute`` allows another number of processes, or another ZeRO stage, than those that saved. Returns why the
     state does not fit, or None.
     """
-    saved = [read_tensors(path) for path in sorted(state.glob("rank*.pt"))]
+    try:
+        saved = [read_tensors(path) for path in sorted(state.glob("rank*.pt"))]
+    except Damaged as damage:
+        return str(damage)
     if not saved:
         return f"{state} holds no state of this model"
     mine = engine.state()
@@ -105,7 +108,10 @@ class RandomPart:
         return done(None)
 
     def load_state(self, state: Path, redistribute: bool) -> Future[str | None]:
-        set_random_state(read_tensors(state / rank_file(0))["random"])
+        try:
+            set_random_state(read_tensors(state / rank_file(0))["random"])
+        except Damaged as damage:
+            return done(str(damage))
         return done(None)
 
 

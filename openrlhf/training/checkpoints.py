@@ -28,12 +28,14 @@ MOST_FAILURES = 3  # checkpoints in a row that could not be written
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands after ``step`` steps. In RL ``kl_coef`` is the KL coefficient of the next step, and ``best``
-    the highest value so far of ``--best_metric_key``."""
+    the highest value so far of ``--best_metric_key``. ``skipped`` has the optimizer steps left out in a row, of each
+    model."""
 
     step: int = 0
     cursor: Cursor = field(default_factory=Cursor)
     kl_coef: float | None = None
     best: float | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 class Part(Protocol):

@@ -61,7 +61,7 @@ def fit(
     when there are evaluation rows. ``enter`` hears what comes, and after which step.
     """
     start = checkpoints.start if checkpoints else Progress()
-    skips = Skips(train.max_skipped_steps, log)
+    skips = Skips(train.max_skipped_steps, log, start.skipped)
     order = batches(len(samples) // task.rows, train.train_batch_size, train.seed, train.max_epochs, start.cursor)
     for step, (chosen, cursor) in enumerate(order, start=start.step + 1):
         enter("update", step - 1)
@@ -77,7 +77,7 @@ def fit(
         log.step(step, {"epoch": cursor.epoch - epoch_ends, **metrics})
         skips.note(step, "model", bool(metrics["skipped_steps"]), [sample.group for sample in mini_batch[:: task.rows]])
         enter("checkpoint", step)
-        close_step(Progress(step, cursor), checkpoints, skips.why)
+        close_step(Progress(step, cursor, skipped=dict(skips.in_a_row)), checkpoints, skips.why)
 
 
 def rank_rows(samples: Sequence[Sample], engine: TrainEngine, pad_token_id: int, rows: int = 1) -> Batch:

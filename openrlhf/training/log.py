@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import uuid
@@ -159,7 +160,7 @@ def screen_line(step: int, metrics: Mapping[str, float]) -> str:
 def _lines(path: Path, done: int) -> TextIO:
     """The file of the metrics, open at its end. It holds the steps up to ``done`` of an earlier process; an older file
     of another run was moved aside, since a second run must not erase the first one's curve."""
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= done] if done else []
+    kept = [line for line in _whole_lines(path) if _step_of(line) <= done] if done else []
     if path.exists() and not done:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
         path.rename(path.with_name(f"{path.stem}-{stamp}{path.suffix}"))
@@ -171,8 +172,16 @@ def _lines(path: Path, done: int) -> TextIO:
 
 def _whole_lines(path: Path) -> list[str]:
     """Without a last line that was cut short when the process ended."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _step_of(line: str) -> float:
+    """Infinity for a line that a machine without power left broken: the run goes on without it."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def _names(folder: Path, config: LogConfig, done: int) -> dict[str, str]:

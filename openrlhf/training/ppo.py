@@ -58,9 +58,9 @@ def train(
     """
     algorithm, ahead = config.algorithm, rollouts_ahead(config.rollout)
     kl = make_kl_controller(algorithm.init_kl_coef, algorithm.kl_target, algorithm.kl_horizon)
-    skips = Skips(config.train.max_skipped_steps, log)
     evaluations = Evaluation(evaluation, roles, config, pad_token_id, deadline_s)
     progress = checkpoints.start if checkpoints else Progress()
+    skips = Skips(config.train.max_skipped_steps, log, progress.skipped)
     if progress.kl_coef is not None:
         kl.coef = progress.kl_coef
         gather(roles.rollout.sync(progress.step), deadline_s=deadline_s)
@@ -103,7 +103,7 @@ def train(
             kl.update(actor["kl"], len(batch))
         skips.note_update(step, "actor", actor, batch, config.train)
         skips.note_update(step, "critic", of_critic(critic), batch, config.train)
-        progress = Progress(step, rollout.cursor, kl.coef, best)
+        progress = Progress(step, rollout.cursor, kl.coef, best, dict(skips.in_a_row))
         close_step(progress, checkpoints, skips.why)
 
 

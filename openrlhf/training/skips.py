@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from openrlhf.config.groups import TrainConfig
 from openrlhf.training.log import RunLog
@@ -17,11 +17,11 @@ class Skips:
 
     why: str | None = None
 
-    def __init__(self, most: int, log: RunLog) -> None:
-        """``most`` steps in a row are too many."""
+    def __init__(self, most: int, log: RunLog, before: Mapping[str, int] | None = None) -> None:
+        """``most`` steps in a row are too many. ``before`` has those in a row up to now, of each model."""
         self.most = most
         self.log = log
-        self.in_a_row: Counter[str] = Counter()
+        self.in_a_row = Counter(before or {})
 
     def note(self, step: int, model: str, skipped: bool, rows: Sequence[int]) -> None:
         """One optimizer step of ``model`` within step ``step`` of the run; ``rows`` are those of its mini-batch, by

@@ -175,3 +175,8 @@ def test_an_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(ValueError, match="--host nowhere --port 0 cannot be listened on .Name or service not known."):
         bind("nowhere", 0)
+
+
+def test_a_name_that_no_host_can_have_is_a_sentence() -> None:
+    with pytest.raises(ValueError, match="--host a+ --port 0 cannot be listened on .*too long"):
+        bind("a" * 300, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -221,7 +222,8 @@ def test_an_adapter_is_merged_for_the_engines_and_taken_off_for_the_reference(
 
 
 @pytest.mark.timeout(300)
-def test_a_role_that_dies_ends_the_run_with_its_name(tiny_folder: Path, reward_folder: Path) -> None:
+def test_a_role_that_dies_ends_the_run_with_its_name(tiny_folder: Path, reward_folder: Path, tmp_path: Path) -> None:
+    """And one that cannot read its model with a sentence, as in one process."""
     import ray
 
     from openrlhf.cluster.calls import RoleError
@@ -232,6 +234,12 @@ def test_a_role_that_dies_ends_the_run_with_its_name(tiny_folder: Path, reward_f
     config = configure(tiny_folder, reward_folder, f"{flags} --reward_num_gpus_per_node 1")
     tokenizer = load_tokenizer(str(tiny_folder), config.model)
     batch = fixed_batch()
+    broken = shutil.copytree(reward_folder, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"")
+    wrong = configure(tiny_folder, broken, flags.replace("engines 1", "engines 0") + " --reward_num_gpus_per_node 1")
+    refused = pytest.raises(ValueError, match=f"^--reward_pretrain {broken}: no model could be loaded from there")
+    with ray_session(wrong), refused, cluster_roles(wrong, tokenizer, 4, DEADLINE_S):
+        pass
     with ray_session(config), cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
         victim = roles.actor.group.workers[1]
         ray.kill(victim)

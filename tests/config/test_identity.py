@@ -34,3 +34,30 @@ def test_what_may_differ(extra: list[str], same: bool) -> None:
     assert (base == other) == same
     assert json.loads(json.dumps(other)) == other
     assert "secret" not in json.dumps(other)
+
+
+RL = [
+    "--pretrain",
+    "m",
+    "--prompt_data",
+    "p",
+    "--local",
+    "--advantage_estimator",
+    "rloo",
+    "--n_samples_per_prompt",
+    "2",
+]
+
+
+@pytest.mark.parametrize(
+    ("extra", "same"),
+    [
+        (["--remote_rm_url", "http://127.0.0.1:2/get_reward", "--reward_timeout", "9"], True),
+        (["--remote_rm_url", "moved.py", "--on_reward_failure", "drop"], True),
+        (["--reward_pretrain", "rm"], False),
+        (["--remote_rm_url", "r.py", "--reward_pretrain", "rm", "--reward_weights", "1", "1"], False),
+    ],
+)
+def test_a_reward_server_may_have_moved(extra: list[str], same: bool) -> None:
+    base = decisive(read(PPOConfig, [*RL, "--remote_rm_url", "http://127.0.0.1:1/get_reward"]))
+    assert (base == decisive(read(PPOConfig, RL + extra))) == same

@@ -116,3 +116,10 @@ def test_folders_that_do_not_fit_are_one_sentence(
     assert sentence(is_rm=True).endswith("is of a language model: leave --is_rm out")
     assert sentence(output_path=tmp_path / "0") == f"--output_path {tmp_path}/0 is not empty: name a new folder"
     assert sentence(model_path=tmp_path / "nowhere").startswith(f"--model_path {tmp_path}/nowhere: no model could")
+    (tmp_path / "file").write_text("")
+    assert sentence(output_path=tmp_path / "file" / "whole").startswith(
+        f"--output_path {tmp_path}/file/whole cannot be written (Not a directory)"
+    )
+    for content in (b"{nope", b"[]", b'{"peft_type": "NOPE"}', b'{"a": "\xff"}'):
+        (combine["lora_path"] / "adapter_config.json").write_bytes(content)
+        assert sentence().startswith(f"--lora_path {combine['lora_path']}: no adapter could be loaded from there (")

@@ -43,7 +43,8 @@ def refused(
     assert stop.value.code == 2
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
-    assert begun or not [path for path in Path(flags["save_path"]).rglob("*") if path.is_file()]
+    written = Path(flags["save_path"] if "save_path" in flags else flags["output_path"])
+    assert begun or not [path for path in written.rglob("*") if path.name == "run_config.yaml"]
     return shown.strip().splitlines()[-1]
 
 

@@ -37,6 +37,10 @@ def test_sft(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(len(line["rows"]) == 2 and set(line["rows"]) <= set(range(8)) for line in skipped)
     assert [step["skipped_steps"] for step in metrics(flags["save_path"])] == [0, 1, 1]
     assert verify(flags["ckpt_path"] / "global_step3").step == 3
+    # A run that goes on has skipped two in a row already.
+    flags |= {"max_skipped_steps": 3, "load_checkpoint": True}
+    sentence, skipped = ends(train_sft.main, flags, capsys)
+    assert sentence.endswith("global_step4.") and [line["step"] for line in skipped] == [2, 3, 4]
 
 
 @pytest.mark.slow

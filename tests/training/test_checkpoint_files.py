@@ -47,7 +47,7 @@ class Payload:
 def test_loading_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Payload()}, tmp_path / "part.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(files.Damaged, match="part.pt holds more than tensors, which could run code"):
         files.read_tensors(tmp_path / "part.pt")
     assert not (tmp_path / "executed").exists()
 
@@ -134,6 +134,16 @@ def test_the_oldest_go_first_and_the_last_one_stays(tmp_path: Path, number: int,
     assert 4000 < whole < 4500 + 1500  # 900 float32 numbers, an archive around them, a manifest
     files.prune(tmp_path, 4, number, size if size != 9000 else 2 * whole + 100)
     assert steps(tmp_path) == left
+
+
+def test_a_run_that_writes_hugging_face_folders_alone_leaves_the_newest_checkpoint(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write(tmp_path, step)
+    for step in (3, 4, 5):
+        (tmp_path / f"global_step{step}_hf").mkdir()
+        files.prune(tmp_path, step, 2, 10**9)
+    assert steps(tmp_path) == [2, 5]
+    files.verify(tmp_path / "global_step2")
 
 
 def test_folders_of_a_step_go_with_it(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_a_run_that_goes_on_has_each_step_once(tmp_path):
     for step in range(1, 5):
         log.step(step, {"loss": float(step)})
     log.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "lo')  # the process died here
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\0\0\0\n\xff\n[1]\n{"st": 1}\n{"step": 5, "lo')  # the machine lost its power here
     log = RunLog(tmp_path, LogConfig(), {}, done=2)
     log.step(3, {"loss": 30.0})
     log.close()

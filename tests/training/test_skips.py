@@ -60,3 +60,11 @@ def test_the_file_goes_on_with_the_run_and_not_with_another(tmp_path: Path, done
     second.skipped(5, "model", [5])
     second.close()
     assert [line["step"] for line in lines(tmp_path)] == ([2, 5] if done else [5])
+
+
+def test_a_run_that_goes_on_counts_on(tmp_path: Path) -> None:
+    skips = Skips(3, RunLog(tmp_path, LogConfig(), {}), {"actor": 2})
+    skips.note(1, "critic", True, [1])
+    assert skips.why is None and skips.in_a_row == {"actor": 2, "critic": 1}
+    skips.note(1, "actor", True, [1])
+    assert skips.why is not None
