@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayActorError, RayError, RayTaskError
 
 from openrlhf.training.roles import PartLost
 
@@ -27,6 +27,10 @@ class RoleDied(RoleError, PartLost):
     """Its process is gone."""
 
 
+class NoRoom(RoleError, PartLost):
+    """Neither Ray's memory nor the disk behind it takes what processes tell each other."""
+
+
 @dataclass(frozen=True)
 class Timed:
     """An answer, and the seconds between the arguments' arrival and it: without Ray and without waiting in line."""
@@ -36,8 +40,11 @@ class Timed:
 
 
 def ask(actor: Any, verb: str, *args: Any) -> ray.ObjectRef:
-    """Call a method of a Ray actor; the answer is ``Timed``."""
-    return actor.__ray_call__.remote(_timed, verb, *args)
+    """Call a method of a Ray actor; the answer is ``Timed``. Raises NoRoom."""
+    try:
+        return actor.__ray_call__.remote(_timed, verb, *args)
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise NoRoom(_no_room(f"what {verb} is asked with", error)) from error
 
 
 def ask_aside(actor: Any, verb: str) -> ray.ObjectRef:
@@ -126,13 +133,22 @@ def _outcome(ref: ray.ObjectRef, name: str, verb: str) -> Any:
     try:
         return ray.get(ref, timeout=60)
     except RayTaskError as error:
-        cause = error.cause
-        failure = RoleError(f"{name} failed in {verb}: {type(cause).__name__}: {cause}")
+        cause, failed = error.cause, f"{name} failed in {verb}"
+        failure = RoleError(f"{failed}: {type(cause).__name__}: {cause}")
+        if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
+            failure = NoRoom(f"{failed}: {_no_room('its answer', cause)}")
         failure.__cause__ = error
     except RayActorError as error:
         failure = RoleDied(f"{name} died in {verb}: {why_dead(error)}")
         failure.__cause__ = error
     return failure
+
+
+def _no_room(what: str, error: RayError) -> str:
+    return (
+        f"there is no room for {what}, neither in Ray's memory nor on the disk behind it: make room there, or name "
+        f"another folder with RAY_TMPDIR ({str(error).strip().splitlines()[0]})"
+    )
 
 
 def why_dead(error: RayError) -> str:

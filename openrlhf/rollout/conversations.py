@@ -20,6 +20,7 @@ from typing import Any
 from openrlhf.rollout.agents import FLAG, Agent, Exchange, make_sample, own_params, settled
 from openrlhf.rollout.engine import Completion, RolloutEngine, SamplingParams, request_seed
 from openrlhf.rollout.rewards import RewardFailed, tell_failures
+from openrlhf.rollout.waiting import waiting
 from openrlhf.types import Prompt, Sample
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ class Conversations:
         try:
             while self.to_come or self.working or self.due:
                 self._begin()
-                self._listen()
+                with waiting(f"{FLAG} {self.agent.file}: {len(self.working)} conversations"):
+                    self._listen()
                 self._leave_behind()
                 self._answer()
         finally:

@@ -1,7 +1,8 @@
 """Rewards from HTTP servers: POST ``{"query", "prompts", "labels"}`` → ``{"rewards", "scores", "extra_logs"}``.
 
 A server is asked again, after longer and longer pauses, while it cannot be reached, is busy (429) or in trouble
-(5xx), until the time for a request is over. What it answers is checked entry by entry; nothing is taken for 0.
+(5xx), until the time for a request is over, or nobody has listened for ``GONE_S``. What it answers is checked entry by
+entry; nothing is taken for 0.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import math
 import random
 import socket
 import time
@@ -24,6 +26,8 @@ from openrlhf.rollout.rewards import RewardFailed, RewardFunction, Rewards, Text
 MAX_ANSWER = 2**20  # bytes; as Python's objects the worst of them are 25 times as large
 AT_ONCE = 8  # requests to one server
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds; the pause doubles in between
+GONE_S = 25.0  # a server that takes no connection for so long is gone: the run ends soon, and can be started again
+LOOK_S = 5.0  # meanwhile it is asked at least so often
 # Where cloud machines find their own secrets; link-local addresses, where most do, are refused as such.
 METADATA = {ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")}
 RETRIED = {408, 429, 500, 502, 503, 504}
@@ -92,18 +96,24 @@ def _parts(urls: Sequence[str], count: int, chunk: int) -> Iterator[tuple[str, s
 async def _ask_until(
     client: httpx2.AsyncClient, url: str, body: Mapping[str, Texts], timeout_s: float, silent: dict[str, str]
 ) -> bytes:
-    until, pause, reason = time.monotonic() + timeout_s, FIRST_PAUSE, ""
+    began, pause, reason = time.monotonic(), FIRST_PAUSE, ""
+    connected = began
     while url not in silent:
         try:
-            async with asyncio.timeout(until - time.monotonic()):
+            async with asyncio.timeout(began + timeout_s - time.monotonic()):
                 return await _post(client, url, body)
         except (Again, httpx2.TransportError, TimeoutError) as error:
+            nobody = isinstance(error, httpx2.ConnectError)
             after = error.after if isinstance(error, Again) else 0.0
             if not (reason and isinstance(error, TimeoutError)):  # what it said before says more than its silence
                 reason = _reason(error)
+        if not nobody:
+            connected = time.monotonic()
         wait = max(pause * jitter.uniform(0.5, 1.0), min(after, LONGEST_PAUSE))
-        if time.monotonic() + wait > until:
-            silent[url] = f"--remote_rm_url {url} gave no rewards within {timeout_s:g} s: {reason}"
+        wait = min(wait, LOOK_S) if nobody else wait
+        if time.monotonic() + wait > min(began + timeout_s, connected + GONE_S if nobody else math.inf):
+            spent = min(timeout_s, GONE_S) if nobody else timeout_s
+            silent[url] = f"--remote_rm_url {url} gave no rewards within {spent:g} s: {reason}"
             break
         log.warning("%s: %s; asking again in %.1f s", url, reason, wait)
         await asyncio.sleep(wait)

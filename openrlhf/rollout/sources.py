@@ -17,6 +17,7 @@ from openrlhf.rollout.rewards import (
     call_reward_function,
     load_reward_function,
 )
+from openrlhf.rollout.waiting import waiting
 
 TOKEN_VARIABLE = "OPENRLHF_RM_TOKEN"
 SEARCH = 3  # times --reward_timeout in which the samples at fault are looked for
@@ -32,13 +33,29 @@ def reward_function(config: RewardConfig, chunk: int, isolated: bool) -> RewardF
     if named is None:
         return None
     drop = config.on_reward_failure == "drop"
+    return said(
+        _function(named, config.reward_timeout, chunk, drop, isolated), f"the rewards of --remote_rm_url {named}"
+    )
+
+
+def _function(named: str, timeout_s: float, chunk: int, drop: bool, isolated: bool) -> RewardFunction:
     if not named.endswith(".py"):
-        return http_rewards(named.split(","), chunk, config.reward_timeout, drop, os.environ.get(TOKEN_VARIABLE))
+        return http_rewards(named.split(","), chunk, timeout_s, drop, os.environ.get(TOKEN_VARIABLE))
     if isolated:
-        function = IsolatedFunction(named, config.reward_timeout)
-        return dropping(function, config.reward_timeout) if drop else once_more(function)
+        function = IsolatedFunction(named, timeout_s)
+        return dropping(function, timeout_s) if drop else once_more(function)
     here = load_reward_function(named)
-    return dropping(failing(here), config.reward_timeout) if drop else here
+    return dropping(failing(here), timeout_s) if drop else here
+
+
+def said(function: RewardFunction, what: str) -> RewardFunction:
+    """``function``, of which a line says when it takes long."""
+
+    def ask(queries: Texts, prompts: Texts, labels: Texts) -> Rewards:
+        with waiting(what):
+            return call_reward_function(function, queries, prompts, labels)
+
+    return ask
 
 
 def once_more(function: RewardFunction) -> RewardFunction:

@@ -19,7 +19,7 @@ from openrlhf.data.sampler import Cursor
 from openrlhf.rollout.engine import EnginesLost
 from openrlhf.rollout.rewards import RewardFailed
 from openrlhf.training import checkpoint_files as files
-from openrlhf.training.roles import gather
+from openrlhf.training.roles import PartLost, gather
 from openrlhf.training.signals import StopRequest
 
 MOST_FAILURES = 3  # checkpoints in a row that could not be written
@@ -116,13 +116,13 @@ class Checkpoints:
 
     @contextmanager
     def saved_first(self, progress: Progress) -> Iterator[None]:
-        """Inside, a failure of what makes samples ends the run after its state was saved: that is whole."""
+        """Inside, a failure of what makes samples leaves the state saved: that is whole."""
         try:
             yield
-        except (EnginesLost, RewardFailed) as failure:
-            if progress.step == 0:
-                raise
-            self.end(progress, str(failure).rstrip("."))
+        except (EnginesLost, RewardFailed):
+            if progress.step > 0:
+                self._keep(progress)
+            raise
 
     def way_on(self) -> str:
         """How a run that has lost a process goes on."""
@@ -132,11 +132,16 @@ class Checkpoints:
 
     def end(self, progress: Progress, why: str) -> NoReturn:
         """Save, unless that has just been done, and raise ValueError that says ``why`` and where the state is."""
-        name = self.root / files.step_name(progress.step)
-        keeps = self.config.save_steps > 0 and not self.config.disable_ds_ckpt
-        if keeps and (progress.step % self.config.save_steps == 0 or self._save(progress)):
+        if self._keep(progress):
+            name = self.root / files.step_name(progress.step)
             raise ValueError(f"{why}. The state after step {progress.step} is in {name}.")
         raise ValueError(f"{why}.")
+
+    def _keep(self, progress: Progress) -> bool:
+        """Whether there is a checkpoint of this step in the end."""
+        if self.config.save_steps <= 0 or self.config.disable_ds_ckpt:
+            return False
+        return progress.step % self.config.save_steps == 0 or self._save(progress)
 
     def _asked_to_stop(self) -> bool:
         return self.config.save_steps > 0 and self.team.anywhere(self.stop.name is not None)
@@ -244,6 +249,18 @@ class Checkpoints:
     def _say(self, text: str) -> None:
         if self.team.first:
             print(text)
+
+
+@contextmanager
+def lost_after(step: int) -> Iterator[None]:
+    """Inside, a failure of what makes samples is PartLost: it has worked for ``step`` steps, so it may work again.
+    Before the first step it is a matter of what was given, and comes through."""
+    try:
+        yield
+    except (EnginesLost, RewardFailed) as failure:
+        if step == 0:
+            raise
+        raise PartLost(str(failure).rstrip(".")) from failure
 
 
 def close_step(progress: Progress, checkpoints: Checkpoints | None, why: str | None) -> None:

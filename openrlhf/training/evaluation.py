@@ -9,7 +9,7 @@ from openrlhf.config.derived import reward_weights
 from openrlhf.data.sampler import Cursor
 from openrlhf.training.best import keep_best
 from openrlhf.training.checkpoint_part import own_random_numbers
-from openrlhf.training.checkpoints import Progress
+from openrlhf.training.checkpoints import Progress, lost_after
 from openrlhf.training.log import Phases, RunLog
 from openrlhf.training.pass_rates import pass_rates
 from openrlhf.training.rewards import add_rewards
@@ -45,7 +45,7 @@ class Evaluation:
         due = cursor.epoch > last.cursor.epoch if every < 0 else step % every == 0
         if not self.prompts or not due:
             return {}, last.best
-        with phases("evaluate"):
+        with phases("evaluate"), lost_after(step):
             rates = self.rates()
             return rates, keep_best(rates, last.best, self.roles.actor, self.config, self.deadline_s)
 

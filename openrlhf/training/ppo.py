@@ -26,7 +26,7 @@ from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import reward_weights, rollouts_ahead
 from openrlhf.data.sampler import Cursor
 from openrlhf.training.ahead import Asked, ask_ahead, fresh
-from openrlhf.training.checkpoints import Checkpoints, Progress, close_step
+from openrlhf.training.checkpoints import Checkpoints, Progress, close_step, lost_after
 from openrlhf.training.evaluation import Evaluation
 from openrlhf.training.filtering import ask_until_full
 from openrlhf.training.log import Phases, RunLog
@@ -69,7 +69,8 @@ def train(
     while True:
         # Where engines work beside the trainers, what they worked belongs to no phase.
         phases = Phases(None if ahead else roles.busy, progress.step)
-        with phases("rollout"), checkpoints.saved_first(progress) if checkpoints else nullcontext():
+        saved_first = checkpoints.saved_first(progress) if checkpoints else nullcontext()
+        with phases("rollout"), lost_after(progress.step), saved_first:
             if (rollout := next(asked, None)) is None:
                 return
             (sampled,) = gather(rollout.samples, deadline_s=deadline_s)

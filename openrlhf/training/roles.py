@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from openrlhf.rollout.waiting import waited_for
 from openrlhf.training.busy import BusyClock
 from openrlhf.types import Batch, Metrics, Prompt, Sample
 
@@ -218,5 +219,6 @@ def gather(*futures: Future[Any], deadline_s: float) -> list[Any]:
         if (failure := future.exception(timeout=0)) is not None:
             raise failure
     if waiting:
-        raise TimeoutError(f"{len(waiting)} of {len(futures)} calls did not answer within {deadline_s:.0f} s")
+        outside = f", waiting for {waits}" if (waits := waited_for()) else ""
+        raise TimeoutError(f"{len(waiting)} of {len(futures)} calls did not answer within {deadline_s:.0f} s{outside}")
     return [future.result(timeout=0) for future in futures]

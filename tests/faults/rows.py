@@ -245,6 +245,8 @@ FAULTS = (
             "faults/test_reward_server.py::test_without_one_of_two_servers_a_run_learns_from_the_others_samples",
             f"{HTTP}test_what_does_not_pass_ends_in_time",
             f"{HTTP}test_nobody_there",
+            f"{HTTP}test_nobody_for_long_is_the_end_before_the_time_for_a_request_is_over",
+            "faults/test_engines_lost.py::test_what_was_learnt_is_saved",
             "rollout/test_collect.py::test_samples_whose_reward_failed_are_left_out",
             "rollout/test_collect.py::test_no_reward_at_all_is_an_end",
             "recipes/test_serve_rm.py::test_rl_without_its_server_ends_with_a_sentence",
@@ -403,17 +405,22 @@ FAULTS = (
         "R44",
         "one reward or one engine is much slower than the others",
         "training does not wait for it",
-        ("cluster/test_async.py::test_a_step_ends_while_the_next_rollout_waits_for_its_reward",),
+        (
+            "cluster/test_async.py::test_a_step_ends_while_the_next_rollout_waits_for_its_reward",
+            "cluster/test_partial.py::test_every_rollout_is_broken_off_by_a_sync_and_goes_on",
+        ),
     ),
     Fault(
         "R45",
-        "Ray's head dies",
-        "the run ends with a sentence, and goes on from its checkpoint on a new Ray with the same numbers",
+        "Ray's head dies, its memory for objects is full",
+        "the run ends with a sentence, and goes on from its checkpoint on a new Ray with the same numbers; "
+        "objects go to the disk, and without room there the run ends with a sentence too",
         (
             "faults/test_ray_run.py::test_a_run_whose_ray_dies_goes_on_and_shows_nothing",
             f"{HANGS}test_r45_the_end_of_rays_head_is_told",
+            "faults/test_object_store.py::test_r45_what_does_not_fit_goes_to_the_disk_and_comes_back",
+            "faults/test_object_store.py::test_r45_without_room_on_the_disk_either_the_run_ends_with_a_sentence",
         ),
-        "a full object store is not injected: what does not fit Ray itself spills to the disk",
     ),
     Fault(
         "R46",

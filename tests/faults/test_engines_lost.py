@@ -1,7 +1,9 @@
-"""Engines that cannot be brought back end a run, and not what it has learnt."""
+"""Engines or rewards that cannot be had any more end a run, and not what it has learnt."""
 
 from __future__ import annotations
 
+import os
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,12 @@ def test_what_was_learnt_is_saved(
         "rollout_batch_size": 2, "train_batch_size": 2, "micro_train_batch_size": 2, "save_steps": 100,
         "save_path": tmp_path / "out", "ckpt_path": tmp_path / "ckpt",
     }  # fmt: skip
+    monkeypatch.setattr(os, "_exit", sys.exit)  # this is the process of the tests
     with pytest.raises(SystemExit) as stop:
         main(words(flags))
-    assert stop.value.code == 2
+    assert stop.value.code == 3  # with --max_restarts it starts again by itself
     folder = tmp_path / "ckpt" / "global_step2"
-    assert capsys.readouterr().err.strip().endswith(f"{failure}. The state after step 2 is in {folder}.")
+    way_on = f"The same command with --load_checkpoint goes on from {folder}."
+    assert capsys.readouterr().err.strip().endswith(f"in the phase rollout after step 2: {failure}. {way_on}")
     assert verify(folder).step == 2
     assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2]

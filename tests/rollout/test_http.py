@@ -115,6 +115,18 @@ def test_nobody_there() -> None:
         ask([url], timeout_s=0.3)
 
 
+def test_nobody_for_long_is_the_end_before_the_time_for_a_request_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "GONE_S", 0.3)
+    with nobody() as url, pytest.raises(RewardFailed, match=f"{url} gave no rewards within 0.3 s: .*connection"):
+        ask([url], timeout_s=60.0)
+
+
+def test_a_server_that_is_busy_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "GONE_S", 0.0)
+    with serving(*[says("busy", "503 Service Unavailable")] * 3, lengths) as server:
+        assert ask([server.url], timeout_s=60.0).failures == {}
+
+
 def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*args: Any, **more: Any) -> None:
         raise socket.gaierror(-2, "Name or service not known")
