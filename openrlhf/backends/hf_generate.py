@@ -14,16 +14,21 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from openrlhf.rollout.engine import Completion, SamplingParams
+from openrlhf.rollout.stop_strings import Decode, ends
 
 ROWS_AT_ONCE = 256  # bounds the key-value cache
 Uniform = Callable[[list[int], int], Tensor]  # rows, position of the token → (rows, 1) float64 in [0, 1) to draw it by
 
 
 class HFGenerate:
-    """``model`` is a Hugging Face causal LM. ``generate`` leaves its training mode as it was."""
+    """``model`` is a Hugging Face causal LM. ``generate`` leaves its training mode as it was.
 
-    def __init__(self, model: nn.Module) -> None:
+    ``decode`` is for stop strings, which are refused without it.
+    """
+
+    def __init__(self, model: nn.Module, decode: Decode | None = None) -> None:
         self.model = model
+        self.decode = decode
         self.version = 0
 
     @torch.no_grad()
@@ -100,6 +105,8 @@ class HFGenerate:
                 out[row].log_probs.append(log_prob)
                 out[row].weight_versions.append(self.version)
             going = ~torch.isin(tokens, stops)
+            if params.stop_strings:
+                going &= ~self._said([out[row].token_ids for row in rows], params.stop_strings).to(device)
             for row, goes in zip(rows, going.tolist(), strict=True):
                 out[row].truncated = goes
             going &= left > position + 1
@@ -116,6 +123,12 @@ class HFGenerate:
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             logits = self._forward(tokens[:, None], mask, cache)
         return out
+
+    def _said(self, answers: list[list[int]], stop_strings: tuple[str, ...]) -> Tensor:
+        """(B,) bool: which answers have come to a stop string."""
+        if self.decode is None:
+            raise ValueError("Stop strings are texts, and this engine was given no tokenizer to read with.")
+        return torch.tensor([ends(answer, stop_strings, self.decode) for answer in answers])
 
     def _read_prompts(self, prompts: list[list[int]], device: torch.device) -> tuple[Tensor, DynamicCache, Tensor]:
         """One forward over the distinct prompts, padded on the left, then one row of it for each prompt asked."""

@@ -28,6 +28,7 @@ from openrlhf.rollout.agents import agent_of
 from openrlhf.rollout.collect import collect, sampling_params
 from openrlhf.rollout.engine import RolloutEngine
 from openrlhf.rollout.sources import reward_function
+from openrlhf.rollout.stop_strings import decoder
 from openrlhf.training.checkpoint_part import load_part, save_part
 from openrlhf.training.members import (
     CriticMember,
@@ -149,7 +150,7 @@ def local_roles(config: PPOConfig, tokenizer: Any, total_steps: int) -> Roles:
     scorers = [load_reward_model(path, config).to(device) for path in reward_models(config)]
     reward = LocalReward([RewardMember(LocalForward(scorer, bf16), config) for scorer in scorers])
     actor = LocalActor(PolicyMember(learner, config), tokenizer)
-    rollout = LocalRollout(HFGenerate(policy.hf), config, tokenizer)
+    rollout = LocalRollout(HFGenerate(policy.hf, decoder(tokenizer)), config, tokenizer)
     return Roles(rollout, actor, critic, reference, reward)
 
 

@@ -53,7 +53,8 @@ class VLLMEngine:
     ``log_probs`` are log-softmax(logits / temperature) in float32 (temperature 1 when greedy), as the trainer computes
     them; only with ``top_p`` below 1 they are renormalized over the kept tokens, from which vLLM samples.
 
-    A response ends at the model's own end-of-text tokens or at ``stop_token_ids``; either stays in ``token_ids``.
+    A response ends at the model's own end-of-text tokens, at ``stop_token_ids`` or with a text of ``stop_strings``; all
+    stay in ``token_ids``.
 
     An ``interruptible`` engine keeps what it has sampled when ``interrupt`` is called, from another thread, during
     ``generate``.
@@ -208,8 +209,11 @@ def _vllm_params(params: SamplingParams, by_and_by: bool) -> Any:
         repetition_penalty=params.repetition_penalty,
         max_tokens=params.max_new_tokens,
         stop_token_ids=list(params.stop_token_ids),
+        stop=list(params.stop_strings),
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
         seed=params.seed,
         logprobs=0,  # of the sampled token alone
-        detokenize=False,
+        detokenize=bool(params.stop_strings),
         output_kind=RequestOutputKind.DELTA if by_and_by else RequestOutputKind.FINAL_ONLY,
     )

@@ -72,12 +72,27 @@ def check_engine_length(config: PPOConfig) -> None:
         )
 
 
+def look_at_statistics(config: Command) -> Iterator[tuple[Severity, str]]:
+    """Reward models in which ``--normalize_reward`` finds no numbers to standardise with."""
+    if not isinstance(config, PPOConfig | ServeRMConfig) or not flat(config)["normalize_reward"]:
+        return
+    settings = _settings(config)
+    for path in dict.fromkeys(role.path for role in roles(config) if role.flag == "--reward_pretrain"):
+        if not {"mean", "std"} <= load_config(path, settings, "--reward_pretrain").to_dict().keys():
+            yield (
+                "warning",
+                f"--normalize_reward changes no reward of --reward_pretrain {path}: its config.json has no mean and "
+                "std of scores, which openrlhf rm writes",
+            )
+
+
 def look_at_models(config: Command) -> Iterator[tuple[Severity, str]]:
     settings = _settings(config)
     first, *others = roles(config)
     yield from _look_at_folder(first, settings, settings.value_head_prefix)
     if isinstance(config, LoraCombinerConfig):
         return
+    yield from look_at_statistics(config)
     tokenizer = load_tokenizer(first.path, settings, first.flag)
     check_embedding(first.path, first.flag, tokenizer, settings)
     yield "ok", f"{first.flag} {first.path}: {_described(tokenizer)}"

@@ -39,10 +39,13 @@ def run(config: ServeRMConfig) -> None:
         raise ImportError(f"serve_rm needs {error.name}: pip install 'openrlhf[serve]'") from error
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, _leave)
+    from openrlhf.check.models import look_at_statistics
     from openrlhf.cli.process import quiet_libraries
 
     quiet_libraries()
     bound = bind(serve_config.host, serve_config.port)  # before the model is loaded, which takes longer
+    for _, sentence in look_at_statistics(config):
+        print(sentence, flush=True)
     app = reward_app(scorer(serve_config), token)
     bound.listen()  # whoever connects from now on is answered
     host, port = bound.getsockname()[:2]

@@ -109,11 +109,20 @@ def checkpoint_writers(config: PPOConfig) -> int:
 
 def warn(config: PPOConfig) -> None:
     """Say what is allowed and rarely meant."""
+    from openrlhf.check.models import look_at_statistics
+
+    for _, sentence in look_at_statistics(config):
+        print(sentence)
     algorithm = config.algorithm
     if algorithm.use_kl_loss and algorithm.kl_estimator == "k1":
         print("--use_kl_loss with --kl_estimator k1: its gradient is zero on average; k2 or k3 is what you want")
     if algorithm.policy_loss_type == "gspo" and max(algorithm.eps_clip_low_high or (algorithm.eps_clip,)) >= 0.1:
         print("--policy_loss_type gspo: the ratio of a whole answer hardly leaves 1; its paper clips at 3e-4 and 4e-4")
+    if config.rollout.top_p < 1:
+        print(
+            f"--top_p {config.rollout.top_p:g}: samples come from a part of the policy, and the log-probs that are "
+            "trained are those of the whole; with 1 both are the same"
+        )
     if rollouts_ahead(config.rollout) and not algorithm.enable_vllm_is_correction:
         print("--async_train: samples are older than the policy; --enable_vllm_is_correction takes that into account")
 

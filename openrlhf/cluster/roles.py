@@ -30,6 +30,7 @@ from openrlhf.rollout.collect import collect, sampling_params, with_rewards
 from openrlhf.rollout.engine import EnginesLost
 from openrlhf.rollout.rewards import RewardFunction
 from openrlhf.rollout.sources import reward_function
+from openrlhf.rollout.stop_strings import decoder
 from openrlhf.training.busy import BusyClock
 from openrlhf.training.roles import Absent, Critic, PartLost, Reference, RewardModels, Roles, gather
 from openrlhf.types import Batch, Metrics, Prompt, Sample
@@ -204,7 +205,8 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
             backend, dtype = sync_backend(config.vllm.vllm_sync_backend, gpus, placement), engine_dtype(config)
             sync = WeightSync(actor, started, names, placement.engine_devices, backend, dtype, deadline_s)
             worked = actor.worked if placement.engines_share else partial(busy.add, "engines")
-            sampling = connected(Engines(started, names, start, sync, deadline_s, worked), placement, config)
+            engines = Engines(started, names, start, sync, deadline_s, worked)
+            sampling = connected(engines, placement, config, tokenizer)
         if placement.roles_sleep:
             for group in groups.values():
                 group.call("offload", [()] * len(group.workers))
@@ -244,7 +246,7 @@ def cluster_roles(config: PPOConfig, tokenizer: Any, total_steps: int, deadline_
             line.shutdown(wait=whole)
 
 
-def connected(engines: Engines, placement: Placement, config: PPOConfig) -> Sampling:
+def connected(engines: Engines, placement: Placement, config: PPOConfig, tokenizer: Any) -> Sampling:
     """With engines that have met the actor, and sleep where they are to."""
     engines.meet()
     if config.model.load_in_4bit:
@@ -252,7 +254,7 @@ def connected(engines: Engines, placement: Placement, config: PPOConfig) -> Samp
     if placement.engines_sleep:
         engines.sleep()
     if config.rollout.partial_rollout:
-        return partial_rollouts(engines)
+        return partial_rollouts(engines, decoder(tokenizer))
     lock = engines.weights.actor.lock if placement.engines_share else threading.RLock()
     return whole_rollouts(engines, lock, placement.engines_sleep)
 

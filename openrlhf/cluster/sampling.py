@@ -13,6 +13,7 @@ from openrlhf.cluster.engines import Engines
 from openrlhf.cluster.group import Group
 from openrlhf.rollout.engine import RolloutEngine
 from openrlhf.rollout.partial import PartialEngine
+from openrlhf.rollout.stop_strings import Decode
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def whole_rollouts(engines: Engines, lock: threading.RLock, sleeps: bool) -> Sam
     return Sampling(engines, held, sync, sync_waits=True)
 
 
-def partial_rollouts(engines: Engines) -> Sampling:
+def partial_rollouts(engines: Engines, decode: Decode) -> Sampling:
     """A sync breaks off the generation under way, which then goes on. The engines have devices of their own."""
-    whole = PartialEngine(engines, engines.deadline_s)
+    whole = PartialEngine(engines, engines.deadline_s, decode)
 
     def sync(version: int) -> None:
         # In this order, as a generation that replaces a dead engine asks for the actor too.

@@ -21,6 +21,7 @@ from openrlhf.models.adapters import with_adapter
 from openrlhf.models.load import load_causal_lm, load_tokenizer
 from openrlhf.models.merged import check_syncs
 from openrlhf.rollout.engine import Completion, SamplingParams
+from openrlhf.rollout.stop_strings import decoder
 from openrlhf.training.checkpoint_part import load_part, save_part
 from openrlhf.training.members import (
     CriticMember,
@@ -97,6 +98,7 @@ class ActorWorker(Worker):
         check_syncs(engine.model.module.hf)
         self.engine = engine
         self.member = PolicyMember(engine, config)
+        self.tokenizer = load_tokenizer(config.model.pretrain, config.model)
 
     def log_probs(self, batch: Batch) -> Tensor:
         return self.member.log_probs(batch)
@@ -118,16 +120,15 @@ class ActorWorker(Worker):
         from openrlhf.backends.deepspeed_generate import whole_model
 
         with whole_model(self.engine) as hf:
-            engine = HFGenerate(hf)
+            engine = HFGenerate(hf, decoder(self.tokenizer))
             engine.load_weights([], version)
             return engine.generate(prompts, params)
 
     def save(self, folder: Path) -> None:
-        self.member.engine.save(folder, load_tokenizer(self.config.model.pretrain, self.config.model))
+        self.member.engine.save(folder, self.tokenizer)
 
     def save_state(self, state: Path | None, weights: Path | None) -> str | None:
-        tokenizer = load_tokenizer(self.config.model.pretrain, self.config.model)
-        return save_part(self.member.engine, tokenizer, state, weights)
+        return save_part(self.member.engine, self.tokenizer, state, weights)
 
     def load_state(self, state: Path, redistribute: bool) -> str | None:
         return load_part(self.member.engine, state, redistribute)

@@ -358,6 +358,9 @@ class RolloutConfig:
     generate_max_len: int = flag(1024, "longest response in tokens")
     temperature: float = flag(1.0, "sampling temperature; log-probs are taken at the same")
     top_p: float = flag(1.0, "sample from the smallest set of tokens with this probability")
+    stop_strings: tuple[str, ...] | None = flag(
+        None, "texts that end a response and stay in it, as the end-of-text token does"
+    )
     num_episodes: int = flag(1, "passes over the prompts")
     dynamic_filtering: bool = flag(
         False, "replace prompts whose responses have scores that teach nothing, until the rollout batch is full (DAPO)"

@@ -19,9 +19,11 @@ is encoded once, on its own, and only the policy's own tokens are learned.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +32,8 @@ from openrlhf.config.commands import PPOConfig
 from openrlhf.rollout.engine import Completion, SamplingParams
 from openrlhf.rollout.rewards import RewardFailed, run_user_file
 from openrlhf.types import Prompt, Sample
+
+log = logging.getLogger(__name__)
 
 CONTRACT = 1  # a file may say for which version it was written: AGENT_CONTRACT = 1
 FLAG = "--agent_func_path"
@@ -227,7 +231,17 @@ def own_params(asked: SamplingParams | Mapping[str, Any] | None, usual: Sampling
                 f"the agent's sampling_params change {name} from {vars(usual)[name]} to {vars(wanted)[name]}: the "
                 "policy is trained as it was set for the run, so leave it"
             )
+    if wanted.top_p < usual.top_p:
+        warn_once(
+            f"{FLAG}: the agent samples with top_p {wanted.top_p:g}, from a part of the policy, and the log-probs that "
+            "are trained are those of the whole"
+        )
     return replace(wanted, max_new_tokens=min(wanted.max_new_tokens, room))
+
+
+@cache
+def warn_once(text: str) -> None:
+    log.warning(text)
 
 
 async def settled(result: Any) -> Any:

@@ -21,6 +21,7 @@ def sampling_params(rollout: RolloutConfig, stop_token_ids: tuple[int, ...], see
         top_p=rollout.top_p,
         max_new_tokens=rollout.generate_max_len,
         stop_token_ids=stop_token_ids,
+        stop_strings=rollout.stop_strings or (),
         seed=seed,
     )
 

@@ -18,6 +18,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # above 1 makes tokens of the prompt and of the response so far less likely
     max_new_tokens: int = 1024
     stop_token_ids: tuple[int, ...] = ()  # end a response and stay in it
+    stop_strings: tuple[str, ...] = ()  # the same, whichever tokens write them
     seed: int | None = None
 
 
@@ -28,7 +29,7 @@ class Completion:
 
     token_ids: list[int]
     log_probs: list[float]
-    truncated: bool  # cut at max_new_tokens instead of ended by a stop token
+    truncated: bool  # cut at max_new_tokens instead of ended by a stop token or string
     weight_versions: list[int]
     interrupted: bool = False  # broken off to let new weights in: the rest is to be asked for
 

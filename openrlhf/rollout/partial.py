@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from openrlhf.rollout.engine import Completion, RolloutEngine, SamplingParams, params_of_each, request_seed
+from openrlhf.rollout.stop_strings import Decode, ends, reach
 
 Ask = Callable[[list[list[int]], list[SamplingParams]], list[Completion]]
 
@@ -26,16 +27,17 @@ class Interruptible(RolloutEngine, Protocol):
 class PartialEngine:
     """``engine``, whose responses are whole again, and may be of several versions of the weights."""
 
-    def __init__(self, engine: Interruptible, deadline_s: float) -> None:
+    def __init__(self, engine: Interruptible, deadline_s: float, decode: Decode) -> None:
         """``deadline_s`` is the longest that a generation waits for a sync."""
         self.engine = engine
         self.deadline_s = deadline_s
+        self.decode = decode
         self._going = threading.Event()  # unset while a sync wants the engine
         self._going.set()
         self._used = threading.Lock()
 
     def generate(self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Completion]:
-        return finished(self._ask, prompts, params)
+        return finished(self._ask, prompts, params, self.decode)
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
@@ -68,7 +70,9 @@ class PartialEngine:
             return self.engine.generate(prompts, params)
 
 
-def finished(ask: Ask, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Completion]:
+def finished(
+    ask: Ask, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams], decode: Decode
+) -> list[Completion]:
     """The whole response to each prompt, however often ``ask`` is interrupted.
 
     What goes on is read again from its first token on: an engine's cache of the beginning is of other weights, and
@@ -80,7 +84,8 @@ def finished(ask: Ask, prompts: list[list[int]], params: SamplingParams | Sequen
         asked = [prompts[place] + answers[place].token_ids for place in left]
         rest = [params_of_rest(each[place], len(answers[place].token_ids)) for place in left]
         for place, more in zip(left, ask(asked, rest), strict=True):
-            answers[place] = joined(answers[place], more)
+            there, whole = len(answers[place].token_ids), joined(answers[place], more)
+            answers[place] = cut(whole, there, each[place].stop_strings, decode)
     return answers
 
 
@@ -100,3 +105,19 @@ def joined(first: Completion, rest: Completion) -> Completion:
         log_probs=first.log_probs + rest.log_probs,
         weight_versions=first.weight_versions + rest.weight_versions,
     )
+
+
+def cut(answer: Completion, there: int, stop_strings: Sequence[str], decode: Decode) -> Completion:
+    """``answer`` up to a stop string that begins in its first ``there`` tokens and ends behind them: the engine that
+    sampled the rest has not seen it."""
+    if there == 0 or not stop_strings:
+        return answer
+    for count in range(there + 1, min(there + reach(stop_strings), len(answer.token_ids)) + 1):
+        if ends(answer.token_ids[:count], stop_strings, decode):
+            return Completion(
+                answer.token_ids[:count],
+                answer.log_probs[:count],
+                truncated=False,
+                weight_versions=answer.weight_versions[:count],
+            )
+    return answer

@@ -179,6 +179,28 @@ def test_a_stop_token_stays_and_is_no_truncation(model: CausalLM) -> None:
         assert ended or len(answer.token_ids) == 4
 
 
+def test_a_stop_string_ends_its_own_response_and_stays_in_it(model: CausalLM) -> None:
+    def decode(token_ids: list[int]) -> str:
+        return "".join(chr(ord("a") + token % 26) for token in token_ids)
+
+    free = generate(model, temperature=0)
+    stop = decode(free[0].token_ids)[3:6]
+    stopped = HFGenerate(model.hf, decode).generate(
+        PROMPTS, SamplingParams(temperature=0, max_new_tokens=12, stop_strings=("never said", stop))
+    )
+    for whole, answer in zip(free, stopped, strict=True):
+        place = decode(whole.token_ids).find(stop)
+        count = 12 if place < 0 else place + 3
+        assert (answer.token_ids, answer.truncated) == (whole.token_ids[:count], place < 0)
+        assert len(answer.log_probs) == len(answer.weight_versions) == count
+    assert {answer.truncated for answer in stopped} == {True, False}
+
+
+def test_a_stop_string_needs_a_tokenizer(model: CausalLM) -> None:
+    with pytest.raises(ValueError, match="this engine was given no tokenizer"):
+        generate(model, stop_strings=("a",))
+
+
 def test_a_stop_token_at_the_very_limit_is_no_truncation(model: CausalLM) -> None:
     greedy = generate(model, [[7]], temperature=0, max_new_tokens=5)[0]
     last = greedy.token_ids[-1]

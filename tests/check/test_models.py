@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from openrlhf.check.models import check_engine_length, look_at_models, roles
-from openrlhf.config.commands import Command, DPOConfig, KDConfig, PPOConfig, SFTConfig, build
+from openrlhf.check.models import check_engine_length, look_at_models, look_at_statistics, roles
+from openrlhf.config.commands import Command, DPOConfig, KDConfig, PPOConfig, ServeRMConfig, SFTConfig, build
 from openrlhf.models.folder import INDEX, count_parameters, weight_names
 from openrlhf.models.load import load_config
 from openrlhf.models.tiny import build_model
@@ -44,6 +44,23 @@ def test_roles_are_those_that_are_loaded(tiny_folder: Path) -> None:
     assert [role.path for role in roles(dpo)] == ["p", "r"]
     kd = build(KDConfig, {"pretrain": "p", "dataset": "d", "teacher_model": "t"})
     assert [role.path for role in roles(kd)] == ["p", "t"]
+
+
+@pytest.mark.parametrize("command", [PPOConfig, ServeRMConfig])
+def test_reward_models_that_cannot_be_normalised(command: type[Command], tiny_folder: Path, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "mean": 0.5, "std": 2.0}))
+    sizes = {"pretrain": str(tiny_folder), "prompt_data": "p"} if command is PPOConfig else {}
+
+    def found(models: str, **flags: Any) -> list[str]:
+        config = build(command, {**sizes, "reward_pretrain": models, **flags})
+        return [sentence for _, sentence in look_at_statistics(config)]
+
+    assert found(str(tiny_folder)) == found(str(copy), normalize_reward=True) == []
+    (sentence,) = found(str(tiny_folder), normalize_reward=True)
+    assert sentence.startswith(f"--normalize_reward changes no reward of --reward_pretrain {tiny_folder}: its config")
+    if command is PPOConfig:  # several, one of them twice
+        assert found(f"{copy},{tiny_folder},{tiny_folder}", normalize_reward=True) == [sentence]
 
 
 def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(copy: Path) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from openrlhf.backends.vllm import VLLMEngine, check_vllm_version, engine_environment
 from openrlhf.backends.vllm_transfer import SyncBackend, TransferGroup, WeightReceiver, WeightSender
@@ -28,6 +30,7 @@ KEY = b"test"
 EOS = 0
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45, 46], [9], [100, 3, 100, 3], [77, 78]]
+WORDS = ["<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
 SMALL_BUCKET = 40_000  # bytes: several buckets, layers cut in two, and tensors larger than a bucket
 
 
@@ -82,13 +85,10 @@ def model() -> Any:
 
 
 def save(model: Any, folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     model.save_pretrained(folder)
-    words = ["<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(WORDS)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
 
 
@@ -170,6 +170,25 @@ def test_a_stop_token_ends_the_response_and_stays_in_it(engine: RemoteEngine) ->
     assert stopped.token_ids == free.token_ids[: free.token_ids.index(stop) + 1]
     assert not stopped.truncated
     assert len(stopped.log_probs) == len(stopped.token_ids)
+
+
+def test_a_stop_string_ends_its_own_response_and_stays_in_it(engine: RemoteEngine) -> None:
+    """Tokens are bytes here; what is no byte of a letter is no part of the text of two letters that is looked for."""
+    free = engine.call("generate", PROMPTS, SamplingParams(temperature=0.0, max_new_tokens=24))
+    texts = ["".join(map(letter, answer.token_ids)) for answer in free]
+    stop = next(t[k : k + 2] for t in texts for k in range(1, len(t) - 3) if t[k : k + 2].isalnum())
+    params = SamplingParams(temperature=0.0, max_new_tokens=24, stop_strings=("never said", stop))
+    stopped = engine.call("generate", PROMPTS, params)
+    for whole, text, answer in zip(free, texts, stopped, strict=True):
+        count = text.find(stop) + 2 if stop in text else len(text)
+        assert answer.token_ids == whole.token_ids[:count]
+        assert answer.truncated == (whole.truncated and stop not in text)
+        assert len(answer.log_probs) == len(answer.weight_versions) == count
+
+
+def letter(token: int) -> str:
+    word = WORDS[token] if token < len(WORDS) else " "
+    return word if word.isascii() and len(word) == 1 else " "
 
 
 def test_samples_do_not_depend_on_how_prompts_are_divided(engine: RemoteEngine) -> None:

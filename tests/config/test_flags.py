@@ -98,7 +98,7 @@ OURS: dict[type, set[str]] = {
         "reward_weights",
         "on_reward_failure",
         "best_metric_key",
-        *("dynamic_filtering", "dynamic_filtering_reward_range"),
+        *("dynamic_filtering", "dynamic_filtering_reward_range", "stop_strings"),
         "policy_loss_type",
         *("enable_vllm_is_correction", "vllm_is_correction_type", "vllm_is_truncated_threshold"),
         *("async_train", "async_queue_size", "max_staleness", "partial_rollout"),

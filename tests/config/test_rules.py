@@ -454,6 +454,8 @@ def test_bad_batch_inference(changed: dict[str, Any], words: list[str]) -> None:
         (PPO | {"async_queue_size": 2}, ["--async_queue_size", "--async_train"]),
         (PPO | {"max_staleness": 2}, ["--max_staleness", "--async_train"]),
         (PPO | {"partial_rollout": True}, ["--partial_rollout", "--async_train"]),
+        (PPO | {"stop_strings": ("User:", "")}, ["--stop_strings holds an empty text"]),
+        (PPO | {"stop_strings": ("\\nUser:",)}, ["--stop_strings", "backslash and an n", "$'"]),
         (PPO | {"async_train": True, "max_staleness": 1}, ["--max_staleness 1 would never act", "leave it out"]),
         (LOCAL | {"async_train": True, "async_queue_size": -1}, ["--async_queue_size is -1", "at least 0"]),
         (

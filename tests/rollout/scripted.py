@@ -15,6 +15,7 @@ from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.rollout.agents import Agent, load_executor
 from openrlhf.rollout.collect import collect
 from openrlhf.rollout.engine import Completion, SamplingParams
+from openrlhf.rollout.stop_strings import Decode
 from openrlhf.types import Prompt, Sample
 
 Answers = Callable[[list[int], SamplingParams], Completion]
@@ -44,9 +45,10 @@ class Scripted:
 class Stopping:
     """Each call samples with the next model, and is interrupted after ``tokens`` of them."""
 
-    def __init__(self, models: list[Any], tokens: int) -> None:
+    def __init__(self, models: list[Any], tokens: int, decode: Decode | None = None) -> None:
         self.models = models
         self.tokens = tokens
+        self.decode = decode
         self.asked: list[list[list[int]]] = []
         self.seeds: list[int | None] = []
 
@@ -54,7 +56,7 @@ class Stopping:
         version = len(self.asked)
         self.asked.append(prompts)
         self.seeds += [own.seed for own in params]
-        engine = HFGenerate(self.models[version])
+        engine = HFGenerate(self.models[version], self.decode)
         engine.version = version
         short = [replace(own, max_new_tokens=min(self.tokens, own.max_new_tokens)) for own in params]
         answers = engine.generate(prompts, short)

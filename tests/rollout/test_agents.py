@@ -10,7 +10,7 @@ import torch
 
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.parse import read
-from openrlhf.rollout.agents import agent_of, load_executor
+from openrlhf.rollout.agents import agent_of, load_executor, own_params
 from openrlhf.rollout.engine import Completion, SamplingParams
 from openrlhf.rollout.rewards import RewardFailed
 from openrlhf.types import Prompt, collate
@@ -131,6 +131,16 @@ def test_the_environment_may_set_the_length_of_the_next_answer(tmp_path: Path) -
     code = ECHO.replace('"rewards": 1', '"sampling_params": {"max_new_tokens": 2}, "rewards": 1').replace("60", "9")
     _, engine = hold(agent(tmp_path, code), lambda *_: said_of([4, 5]), PROMPT)
     assert [batch[0].max_new_tokens for batch in engine.params] == [8, 2, 2]
+
+
+def test_a_narrower_top_p_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    usual = SamplingParams(top_p=0.97)
+    for _ in range(3):
+        assert own_params({"top_p": 0.875}, usual, 10).top_p == 0.875
+        own_params({"top_p": 0.97, "max_new_tokens": 4}, usual, 10)
+    assert [record.message[:53] for record in caplog.records] == [
+        "--agent_func_path: the agent samples with top_p 0.875"
+    ]
 
 
 def test_turns_and_samples_have_seeds_of_their_own(tmp_path: Path) -> None:

@@ -122,6 +122,6 @@ def test_no_reward_at_all_is_an_end() -> None:
 
 
 def test_the_flags_become_sampling_parameters() -> None:
-    rollout = RolloutConfig(temperature=0.7, top_p=0.9, generate_max_len=33)
-    expected = SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=33, stop_token_ids=(1, 2), seed=5)
+    rollout = RolloutConfig(temperature=0.7, top_p=0.9, generate_max_len=33, stop_strings=("a", "b"))
+    expected = SamplingParams(0.7, 0.9, max_new_tokens=33, stop_token_ids=(1, 2), stop_strings=("a", "b"), seed=5)
     assert sampling_params(rollout, (1, 2), 5) == expected

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,10 @@ PROMPTS = [[5, 9], [6, 9, 11], [7], [5, 9], [8, 12, 13, 14]]
 PARAMS = SamplingParams(temperature=0.8, max_new_tokens=9, stop_token_ids=(EOS,), seed=3)
 
 
+def letters(token_ids: list[int]) -> str:
+    return "".join(chr(ord("a") + token % 26) for token in token_ids)
+
+
 @pytest.fixture(scope="module")
 def models() -> list[Any]:
     return [build(seed=seed) for seed in range(9)]
@@ -36,7 +41,7 @@ def log_prob(model: Any, before: list[int], token: int) -> float:
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_every_token_is_of_the_weights_that_it_names(models: list[Any], tokens: int) -> None:
     stopping = Stopping(models, tokens)
-    answers = finished(stopping.ask, PROMPTS, PARAMS)
+    answers = finished(stopping.ask, PROMPTS, PARAMS, letters)
     assert len(answers) == len(PROMPTS)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         count = len(answer.token_ids)
@@ -59,7 +64,7 @@ def test_every_token_is_of_the_weights_that_it_names(models: list[Any], tokens: 
 
 def test_only_what_has_not_ended_is_asked_for_again(models: list[Any]) -> None:
     stopping = Stopping(models, 2)
-    answers = finished(stopping.ask, PROMPTS, PARAMS)
+    answers = finished(stopping.ask, PROMPTS, PARAMS, letters)
     for call, asked in enumerate(stopping.asked):
         ongoing = [i for i, answer in enumerate(answers) if len(answer.token_ids) > 2 * call]
         assert asked == [PROMPTS[i] + answers[i].token_ids[: 2 * call] for i in ongoing]
@@ -68,7 +73,25 @@ def test_only_what_has_not_ended_is_asked_for_again(models: list[Any]) -> None:
 def test_without_an_interruption_it_is_the_engine(models: list[Any]) -> None:
     engine = HFGenerate(models[0])
     expected = engine.generate(PROMPTS, params_of_each(PARAMS, len(PROMPTS)))
-    assert finished(engine.generate, PROMPTS, PARAMS) == expected
+    assert finished(engine.generate, PROMPTS, PARAMS, letters) == expected
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_a_stop_string_may_lie_across_interruptions(models: list[Any], tokens: int) -> None:
+    free = finished(Stopping(models, tokens).ask, PROMPTS, PARAMS, letters)
+    place = max(range(len(PROMPTS)), key=lambda i: len(free[i].token_ids))
+    stop = letters(free[place].token_ids)[1:5]
+    stopping = Stopping(models, tokens, letters)
+    answers = finished(stopping.ask, PROMPTS, replace(PARAMS, stop_strings=("no such text", stop)), letters)
+    for whole, answer in zip(free, answers, strict=True):
+        first, _, _ = letters(whole.token_ids).partition(stop)
+        stopped = stop in letters(whole.token_ids)
+        count = len(first) + len(stop) if stopped else len(whole.token_ids)
+        assert answer.token_ids == whole.token_ids[:count]
+        assert answer.log_probs == pytest.approx(whole.log_probs[:count])
+        assert answer.weight_versions == whole.weight_versions[:count]
+        assert (answer.truncated, answer.interrupted) == (whole.truncated and not stopped, False)
+    assert len(answers[place].token_ids) == 5
 
 
 class Endless:
@@ -111,7 +134,7 @@ class Endless:
 def test_a_sync_waits_for_no_response_and_none_is_lost() -> None:
     """The engine would generate for ever if a sync waited for it."""
     engine = Endless()
-    partial = PartialEngine(engine, 60)
+    partial = PartialEngine(engine, 60, letters)
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(partial.generate, PROMPTS, PARAMS)
         for version in (1, 2):
@@ -123,7 +146,7 @@ def test_a_sync_waits_for_no_response_and_none_is_lost() -> None:
 
 def test_a_sync_that_fails_leaves_no_generation_waiting() -> None:
     engine = Endless()
-    partial = PartialEngine(engine, 60)
+    partial = PartialEngine(engine, 60, letters)
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(partial.generate, PROMPTS, PARAMS)
         assert engine.at_work.wait(60)
@@ -134,6 +157,6 @@ def test_a_sync_that_fails_leaves_no_generation_waiting() -> None:
 
 
 def test_a_generation_does_not_wait_for_ever() -> None:
-    partial = PartialEngine(Endless(), 0.01)
+    partial = PartialEngine(Endless(), 0.01, letters)
     with partial.interrupted(), pytest.raises(TimeoutError, match="a generation waited for a weight sync"):
         partial.generate(PROMPTS, PARAMS)

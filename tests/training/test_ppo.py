@@ -419,6 +419,30 @@ def test_length_costs_reward_before_advantages() -> None:
     assert metrics["reward"] == pytest.approx(sum(shaped) / len(shaped))
 
 
+def test_the_reward_stands_on_an_eos_that_is_the_padding_too() -> None:
+    """The first answer ends with token 1 and the second was cut. REINFORCE at γ = 0.5: a half and a quarter before."""
+    eos = 1
+    samples = [
+        Sample(torch.tensor([7, 8, eos]), torch.tensor([False, True, True]), group=0, reward=1.0),
+        Sample(torch.tensor([7, 8, 9, 10]), torch.tensor([False, True, True, True]), group=1, reward=2.0),
+    ]
+    batch = collate(samples, pad_token_id=eos)
+    assert batch.tokens.tolist() == [[7, 8, eos, eos], [7, 8, 9, 10]]
+    config = config_of(
+        advantage_estimator="reinforce", init_kl_coef=0, gamma=0.5, no_advantage_std_norm=True, n_samples_per_prompt=2
+    )
+    assert ppo.add_advantages(batch, config, 0.0).returns.tolist() == [[0, 0.5, 1, 0], [0, 0.5, 1, 2]]
+    policy, scorer = CausalLM(build(seed=0)).eval(), ScoreModel(build_scorer(seed=2)).eval()
+    with torch.no_grad():
+        together = policy(batch).log_probs, scorer(batch), scorer(batch, "values")
+        for row, sample in enumerate(samples):
+            alone, count = collate([sample], pad_token_id=0), len(sample.tokens)
+            torch.testing.assert_close(together[0][row, :count], policy(alone).log_probs[0])
+            torch.testing.assert_close(together[1][row], scorer(alone)[0])
+            torch.testing.assert_close(together[2][row, :count], scorer(alone, "values")[0])
+    assert together[0][0, 3] == together[2][0, 3] == 0
+
+
 def test_what_changes_a_reward_changes_its_turns() -> None:
     """A turn of two tokens paid 1 and one of one token paid 2, twice; the second sample was cut."""
     parts = torch.tensor([[0.0, 0.0, 1.0, 0.0, 2.0]] * 2)

@@ -73,10 +73,11 @@ TRAINING = (
 
 REINFORCEMENT = (
     training.evaluation, data.prompt_shares, rewards.reward_source, rewards.agent, rewards.reward_address,
-    batches.rollout_batch, rollouts.filtering, algorithm.estimator, algorithm.surrogate, algorithm.correction,
-    rollouts.asynchronous, rewards.overlong, algorithm.critic, algorithm.freezing, algorithm.average,
-    algorithm.reference, algorithm.kl_horizon, placement.local, placement.engines, placement.no_engines,
-    placement.workers, placement.idle_reference, placement.colocation, placement.colocated_engines, placement.sleep,
+    batches.rollout_batch, rollouts.stop_strings, rollouts.filtering, algorithm.estimator, algorithm.surrogate,
+    algorithm.correction, rollouts.asynchronous, rewards.overlong, algorithm.critic, algorithm.freezing,
+    algorithm.average, algorithm.reference, algorithm.kl_horizon, placement.local, placement.engines,
+    placement.no_engines, placement.workers, placement.idle_reference, placement.colocation,
+    placement.colocated_engines, placement.sleep,
 )  # fmt: skip
 
 # Each command's rules, in the order in which they are asked; their argument is of that command's type.

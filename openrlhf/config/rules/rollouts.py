@@ -1,8 +1,20 @@
-"""Which samples a rollout keeps, and how far it may run ahead."""
+"""What ends a response, which samples a rollout keeps, and how far it may run ahead."""
 
 from __future__ import annotations
 
 from openrlhf.config.commands import PPOConfig, defaults
+
+
+def stop_strings(config: PPOConfig) -> None:
+    given = config.rollout.stop_strings or ()
+    if "" in given:
+        raise ValueError(
+            "--stop_strings holds an empty text, with which every response would end at once: leave it out."
+        )
+    if wrong := [text for text in given if "\\n" in text]:
+        raise ValueError(
+            f"--stop_strings {wrong[0]!r} holds a backslash and an n, not a new line: write for example $'\\nUser:'."
+        )
 
 
 def filtering(config: PPOConfig) -> None:
