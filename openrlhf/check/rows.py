@@ -8,7 +8,16 @@ from statistics import median
 from transformers import PreTrainedTokenizerBase
 
 from openrlhf.check.findings import Severity
-from openrlhf.config.commands import KDConfig, KTOConfig, PPOConfig, PRMConfig, SFTConfig, TrainCommand
+from openrlhf.config.commands import (
+    KDConfig,
+    KTOConfig,
+    PPOConfig,
+    PRMConfig,
+    RMConfig,
+    SFTConfig,
+    TrainCommand,
+    flat,
+)
 from openrlhf.config.groups import DataConfig
 from openrlhf.data.encode import token_ids
 from openrlhf.data.load import load_rows
@@ -35,11 +44,12 @@ def sources(config: TrainCommand) -> list[tuple[str, str, str, str | None]]:
 
 def read(
     config: TrainCommand, reader: Reader, flag: str, names: str, split: str, probs: str | None, most: int
-) -> tuple[list[Sample], DropReport]:
-    """The samples of the first ``most`` rows of a data set. Raises ValueError naming the flag and the row."""
+) -> tuple[list[Sample], DropReport, list[str]]:
+    """The samples of the first ``most`` rows of a data set, and its columns. Raises ValueError naming the flag and the
+    row."""
     number = min(most, config.data.max_samples)
     rows = load_rows(names, split, probs, number, config.train.seed, flag, config.model.use_ms)
-    return reader.encode(rows, flag)
+    return *reader.encode(rows, flag), rows.column_names
 
 
 def look_at_rows(
@@ -82,6 +92,15 @@ def look_at_template(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> It
             "answer: training on answers and asking for them read other tokens; let it end in a line break wherever "
             "it is given",
         )
+
+
+def look_at_columns(config: TrainCommand, flag: str, columns: Sequence[str]) -> Iterator[tuple[Severity, str]]:
+    """Those that no flag names: instructions may come in two columns, of which one flag takes one."""
+    read = {value for name, value in flat(config).items() if name.endswith("_key")} | {"datasource"}
+    if isinstance(config, RMConfig):
+        read.add("margin")
+    if idle := [name for name in columns if name not in read]:
+        yield "ok", f"{flag}: no flag names the columns {', '.join(idle)}, so they are not read"
 
 
 def _look_at_number(config: TrainCommand, flag: str, kept: int) -> Iterator[tuple[Severity, str]]:

@@ -127,7 +127,7 @@ def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
     tells, bytes stand in for tokens."""
     from openrlhf.check.findings import Finding, gathered
     from openrlhf.check.rewards import look_at_rewards
-    from openrlhf.check.rows import look_at_rows, look_at_template, read, sources
+    from openrlhf.check.rows import look_at_columns, look_at_rows, look_at_template, read, sources
     from openrlhf.check.stand_in import byte_tokenizer, unlimited
     from openrlhf.data.preview import print_lengths, print_samples, terminal
     from openrlhf.models.load import load_tokenizer
@@ -144,7 +144,7 @@ def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
             tokenizer, config = byte_tokenizer(config), unlimited(config)
         reader = command_module(line.verb).reader(config, tokenizer)
         for flag, names, split, probs in sources(config):
-            samples, report = read(config, reader, flag, names, split, probs, line.rows)
+            samples, report, columns = read(config, reader, flag, names, split, probs, line.rows)
             if flag != "--eval_dataset":
                 prompts = samples
             if flag != "--eval_dataset" and measured:
@@ -152,6 +152,7 @@ def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
                 print_lengths(terminal(), samples, reader.limit_flag, reader.limit)
                 print()
             yield from gathered("data", look_at_rows(config, reader, flag, samples, report, line.rows, measured))
+            yield from gathered("data", look_at_columns(config, flag, columns))
     except ValueError as error:
         yield Finding("error", "data", str(error))
     if isinstance(config, PPOConfig) and prompts:

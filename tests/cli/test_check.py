@@ -66,10 +66,13 @@ def test_a_run_that_would_start(verb: str, flags: dict[str, Any], capsys: pytest
         ("sft", {"ring_attn_size": 2, "packing_samples": True}, "error devices --ring_attn_size 2 needs 2 processes"),
         ("sft", {"train_batch_size": 64}, "warning data --dataset has 5 usable rows, fewer than one"),
         ("sft", {"max_len": 20}, "warning data --dataset: 1 row is dropped: prompt of --max_len - 2 tokens or more"),
+        ("sft", {}, "ok data --dataset: no flag names the columns chosen, rejected, label, m, steps, marks, so"),
+        ("rm", {}, "ok data --dataset: no flag names the columns a, label, m, steps, marks, so they are not read"),
+        ("ppo", {}, "ok data --prompt_data: no flag names the columns chosen, rejected, label, m, steps, marks, so"),
         ("ppo", {"remote_rm_url": "/nowhere/r.py"}, "error reward reward_func of /nowhere/r.py"),
         ("ppo", {"save_steps": 1, "ckpt_path": "."}, "ok disk --ckpt_path .: a checkpoint takes"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: next(iter(value), "nothing") if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_a_finding(
     verb: str, wrong: dict[str, Any], finding: str, flags: dict[str, Any], capsys: pytest.CaptureFixture[str]
