@@ -84,8 +84,10 @@ def as_rewards(answer: Any, count: int) -> Rewards:
         raise RewardFailed(f"reward_func returned a dict with the keys {sorted(parts)}; it must have 'rewards'")
     rewards = _floats("rewards", parts["rewards"], count)
     scores = rewards if parts.get("scores") is None else _floats("scores", parts["scores"], count)
-    extra = {name: _floats(name, values, count) for name, values in (parts.get("extra_logs") or {}).items()}
-    return Rewards(rewards, scores, extra)
+    logs = parts.get("extra_logs") or {}
+    if not isinstance(logs, Mapping):
+        raise RewardFailed(f"reward_func: extra_logs must be a dict of lists, not {logs!r:.200}")
+    return Rewards(rewards, scores, {name: _floats(name, values, count) for name, values in logs.items()})
 
 
 def failed(count: int, why: str) -> Rewards:
@@ -135,12 +137,18 @@ async def _awaited(answer: Awaitable[Any]) -> Any:
 
 
 def _floats(name: str, values: Any, count: int) -> list[float]:
+    wrong = f"reward_func: {name} must be {count} numbers, not {values!r:.200}"
+    if isinstance(values, str | bytes | Mapping):  # of which float would read the characters or the keys
+        raise RewardFailed(wrong)
     try:
-        numbers = [float(v) for v in values]
+        given = list(values)
+        numbers = [float(v) for v in given]
     except (TypeError, ValueError) as error:
-        raise RewardFailed(f"reward_func: {name} must be {count} numbers, not {values!r:.200}") from error
+        raise RewardFailed(wrong) from error
+    if any(isinstance(v, str | bytes) for v in given):
+        raise RewardFailed(wrong)
     if len(numbers) != count:
-        raise RewardFailed(f"reward_func: {name} has {len(numbers)} entries for {count} samples")
+        raise RewardFailed(f"reward_func: {name} has {len(numbers)} entries for {count} samples: {values!r:.200}")
     for i, number in enumerate(numbers):
         if not math.isfinite(number):
             raise RewardFailed(f"reward_func: {name}[{i}] is {number}; every entry must be a finite number")

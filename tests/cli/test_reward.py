@@ -110,7 +110,7 @@ def failing(flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
     ("body", "sentence"),
     [
         ("raise KeyError('seven')", "it raised KeyError: 'seven' (asked about right answers)"),
-        ("return [1.0]", "rewards has 1 entries for 8 samples (asked about right answers)"),
+        ("return [1.0]", "rewards has 1 entries for 8 samples: [1.0] (asked about right answers)"),
         ("return [1.0] * 7 + [float('nan')]", "rewards[7] is nan; every entry must be a finite number (asked about"),
         ("return [1.0] * 7 + [float('inf')]", "rewards[7] is inf; every entry must be a finite number (asked about"),
         ("return ['good'] * 8", "rewards must be 8 numbers, not ['good', 'good'"),

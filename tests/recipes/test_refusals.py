@@ -101,7 +101,8 @@ def test_a_reward_model_without_a_head(ppo: dict[str, Any], capsys: pytest.Captu
 
 def test_a_wrong_answer_of_the_reward_function(ppo: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     ppo["remote_rm_url"].write_text("def reward_func(queries, prompts, labels):\n    return [1.0]\n")
-    assert refused(train_ppo_ray.main, ppo, capsys, begun=True) == "reward_func: rewards has 1 entries for 4 samples"
+    said = "reward_func: rewards has 1 entries for 4 samples: [1.0]"
+    assert refused(train_ppo_ray.main, ppo, capsys, begun=True) == said
 
 
 def test_an_error_inside_the_reward_function_keeps_its_traceback(ppo: dict[str, Any]) -> None:
