@@ -60,6 +60,26 @@ def test_the_devices_of_an_engine_are_its_tensor_parallel_size():
     assert placed("--vllm_tensor_parallel_size 2").devices == 4 * 2 + 2 * 2
 
 
+def test_the_flags_of_an_engine_reach_it():
+    pytest.importorskip("ray")
+    from openrlhf.cluster.start import engine_arguments
+
+    flags = FLAGS.replace("--vllm_num_engines 2", "--vllm_num_engines 1").replace("--pretrain m", "--pretrain ./m")
+    own = (
+        "--vllm_tensor_parallel_size 2 --vllm_gpu_memory_utilization 0.5 --enforce_eager --enable_prefix_caching "
+        "--colocate_all_models --vllm_enable_sleep --bf16 --prompt_max_len 30 --generate_max_len 12 --seed 7"
+    )
+    assert engine_arguments(read(PPOConfig, f"{flags} {own}".split()), 3) == {
+        "model": "./m", "dtype": "bfloat16", "tensor_parallel_size": 2, "gpu_memory_utilization": 0.5,
+        "enforce_eager": True, "enable_prefix_caching": True, "enable_sleep_mode": True, "max_model_len": 42,
+        "seed": 10, "trust_remote_code": False, "interruptible": False,
+    }  # fmt: skip
+    plain = engine_arguments(read(PPOConfig, flags.split()), 0)
+    off = ("enforce_eager", "enable_prefix_caching", "enable_sleep_mode")
+    assert [plain[name] for name in off] == [False] * 3
+    assert (plain["tensor_parallel_size"], plain["gpu_memory_utilization"], plain["dtype"]) == (1, 0.95, "float32")
+
+
 def test_without_engines_the_roles_are_all_there_is():
     assert (placed().engines, placed().devices) == (2, 4 * 2 + 2)
     without = placed(flags=FLAGS.replace("--vllm_num_engines 2", "--vllm_num_engines 0"))
