@@ -104,7 +104,7 @@ def run(samples: int, ranks: int, tokens: int) -> float:
     made = [
         Sample(
             torch.randint(2048, (n,)), torch.arange(n) >= n // 4, reward=float(i % 3), rollout_log_probs=torch.zeros(n),
-            group=i // GROUP,
+            weight_versions=torch.zeros(n, dtype=torch.int64), group=i // GROUP,
         )
         for i, n in enumerate(lengths)
     ]  # fmt: skip
@@ -117,12 +117,12 @@ def run(samples: int, ranks: int, tokens: int) -> float:
             return done(None)
 
         def log_probs(self, batch: Batch) -> Future[Any]:
-            parts, rows = shard(batch, ranks, len(batch))
+            parts, rows = shard(batch.inputs(), ranks, len(batch))
             answers = [torch.zeros(part.tokens.shape) for part in parts]
             return done(merge(answers, rows, len(batch), batch.tokens.shape[1]))
 
         def update(self, batch: Batch, kl_coef: float) -> Future[Metrics]:
-            shard(batch, ranks, samples // 2)
+            shard(batch.fill(values=None, returns=None), ranks, samples // 2)
             return done({"lr": 0.0, "skipped_steps": 0.0})
 
     prompts = [Prompt(i, "", [1]) for i in range(samples // GROUP)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 Metrics = dict[str, float]
 
@@ -87,7 +88,9 @@ class Batch:
     @property
     def lengths(self) -> Tensor:
         """(B,) int64: attended tokens of each row."""
-        return self.attention_mask.sum(dim=1)
+        return self.attention_mask.sum(
+            dim=1, dtype=torch.int32
+        ).long()  # the sum of 8 bytes an entry takes twice as long
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are present, by name."""
@@ -108,9 +111,9 @@ class Batch:
     def select(self, rows: Tensor | Sequence[int] | slice) -> Batch:
         """These rows, in this order, with the padding that none of them needs cut off."""
         index = rows if isinstance(rows, slice) else torch.as_tensor(rows, device=self.tokens.device)
-        chosen = {name: value[index] for name, value in self.tensors().items()}
-        longest = int(chosen["attention_mask"].sum(dim=1).max()) if chosen["attention_mask"].numel() else 0
-        return Batch(**{name: v[:, :longest] if v.dim() == 2 else v for name, v in chosen.items()})
+        longest = int(self.attention_mask[index].any(dim=0).sum())
+        # Cut first: what is cut off afterwards would be copied, and go along when the rows are sent.
+        return Batch(**{name: (v[:, :longest] if v.dim() == 2 else v)[index] for name, v in self.tensors().items()})
 
     def with_fillers(self, multiple: int) -> Batch:
         """Rows without any action token added at the end until the number of rows is a multiple of ``multiple``."""
@@ -123,14 +126,6 @@ class Batch:
         return rows.fill(action_mask=rows.action_mask & keep[:, None].to(rows.action_mask.device))
 
 
-def pad_rows(rows: Sequence[Tensor], width: int, value: float | bool) -> Tensor:
-    """Ragged [T_i] rows → (B, width), padded on the right with ``value``."""
-    out = torch.full((len(rows), width), value, dtype=rows[0].dtype)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
-
-
 def collate(samples: Sequence[Sample], pad_token_id: int) -> Batch:
     """Samples → Batch, in the same order. Optional fields appear when every sample has them.
 
@@ -139,24 +134,23 @@ def collate(samples: Sequence[Sample], pad_token_id: int) -> Batch:
     if not samples:
         raise ValueError("collate: no samples to make a batch of")
     lengths = torch.tensor([len(s.tokens) for s in samples])
-    width = int(lengths.max())
     return Batch(
-        tokens=pad_rows([s.tokens for s in samples], width, pad_token_id),
-        attention_mask=torch.arange(width) < lengths[:, None],
-        action_mask=pad_rows([s.action_mask for s in samples], width, False),
+        tokens=pad_sequence([s.tokens for s in samples], batch_first=True, padding_value=pad_token_id),
+        attention_mask=torch.arange(int(lengths.max())) < lengths[:, None],
+        action_mask=pad_sequence([s.action_mask for s in samples], batch_first=True),
         groups=torch.tensor([s.group for s in samples]),
         rewards=_column(s.reward for s in samples),
-        turn_rewards=_rows([s.turn_rewards for s in samples], width),
+        turn_rewards=_rows([s.turn_rewards for s in samples]),
         scores=_column(s.score for s in samples),
         truncated=torch.tensor([s.truncated for s in samples]),
-        labels=_rows([s.labels for s in samples], width),
-        rollout_log_probs=_rows([s.rollout_log_probs for s in samples], width),
+        labels=_rows([s.labels for s in samples]),
+        rollout_log_probs=_rows([s.rollout_log_probs for s in samples]),
     )
 
 
-def _rows(rows: Sequence[Tensor | None], width: int) -> Tensor | None:
+def _rows(rows: Sequence[Tensor | None]) -> Tensor | None:
     there = [row for row in rows if row is not None]
-    return pad_rows(there, width, 0.0) if len(there) == len(rows) else None
+    return pad_sequence(there, batch_first=True) if len(there) == len(rows) else None
 
 
 def _column(values: Iterable[float | None]) -> Tensor | None:

@@ -34,6 +34,7 @@ def test_select_takes_rows_and_cuts_padding_nobody_needs():
     chosen = batch.select([2, 1])
     assert chosen.tokens.tolist() == [[5, 6], [4, 0]]
     assert chosen.action_mask.tolist() == [[False, True], [True, False]]
+    assert chosen.tokens.untyped_storage().nbytes() == chosen.tokens.nbytes  # what is cut off is not sent either
 
 
 def test_fillers_complete_the_number_of_rows_with_the_shortest_and_carry_no_action():

@@ -6,8 +6,12 @@ the sequence consisted of its action tokens alone; rewards and values on them ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from openrlhf.algorithms.masked import zero_outside
 
 
 def gae(rewards: Tensor, values: Tensor, action_mask: Tensor, gamma: float, lambd: float) -> tuple[Tensor, Tensor]:
@@ -16,11 +20,9 @@ def gae(rewards: Tensor, values: Tensor, action_mask: Tensor, gamma: float, lamb
     δ_t = r_t + γ V_{t+1} − V_t, A_t = Σ_k (γλ)^k δ_{t+k}, return = A + V. The value after the last action is 0.
     Paper: Schulman et al., arXiv:1506.02438, eq. 16.
     """
-    steps = _steps(action_mask)
-    r, v = _compress(rewards, action_mask, steps), _compress(values, action_mask, steps)
-    following = torch.nn.functional.pad(v[:, 1:], (0, 1))
-    advantages = _discounted_sum(r + gamma * following - v, gamma * lambd)
-    return _expand(advantages, action_mask, steps), _expand(advantages + v, action_mask, steps)
+    deltas = rewards + gamma * _following(values, action_mask) - values
+    advantages = discounted_returns(deltas, action_mask, gamma * lambd)
+    return advantages, zero_outside(advantages + values, action_mask)
 
 
 def discounted_returns(rewards: Tensor, action_mask: Tensor, gamma: float) -> Tensor:
@@ -28,34 +30,25 @@ def discounted_returns(rewards: Tensor, action_mask: Tensor, gamma: float) -> Te
 
     Paper: Hu et al., arXiv:2501.03262 (the return of REINFORCE++).
     """
-    steps = _steps(action_mask)
-    return _expand(_discounted_sum(_compress(rewards, action_mask, steps), gamma), action_mask, steps)
+    sums = torch.empty_like(rewards.t(), memory_format=torch.contiguous_format)
+    total = rewards.new_zeros(len(rewards))
+    for t, reward, acted in _from_the_end(rewards, action_mask):
+        total = torch.where(acted, reward + gamma * total, total)
+        sums[t] = total
+    return zero_outside(sums.t().contiguous(), action_mask)
 
 
-def _steps(action_mask: Tensor) -> Tensor:
-    """(B, T) → (B, S) bool: the same number of true entries in each row, moved to the left; S is the largest."""
-    counts = action_mask.sum(dim=1, keepdim=True)
-    longest = int(counts.max())
-    return torch.arange(longest, device=action_mask.device) < counts
+def _following(x: Tensor, action_mask: Tensor) -> Tensor:
+    """(B, T) → (B, T): for each token what ``x`` has at the next action token after it, 0 after the last."""
+    following = torch.empty_like(x.t(), memory_format=torch.contiguous_format)
+    found = x.new_zeros(len(x))
+    for t, entry, acted in _from_the_end(x, action_mask):
+        following[t] = found
+        found = torch.where(acted, entry, found)
+    return following.t().contiguous()
 
 
-def _compress(x: Tensor, action_mask: Tensor, steps: Tensor) -> Tensor:
-    """(B, T) → (B, S): the action tokens of each row in order, then zeros."""
-    out = x.new_zeros(steps.shape)
-    out[steps] = x[action_mask]
-    return out
-
-
-def _expand(x: Tensor, action_mask: Tensor, steps: Tensor) -> Tensor:
-    """(B, S) → (B, T): the inverse of ``_compress``, zeros elsewhere."""
-    out = x.new_zeros(action_mask.shape)
-    out[action_mask] = x[steps]
-    return out
-
-
-def _discounted_sum(x: Tensor, factor: float) -> Tensor:
-    """(B, S) → (B, S): y_s = x_s + factor · y_{s+1}."""
-    columns = list(x.unbind(dim=1))
-    for s in range(len(columns) - 2, -1, -1):
-        columns[s] = columns[s] + factor * columns[s + 1]
-    return torch.stack(columns, dim=1) if columns else x
+def _from_the_end(x: Tensor, action_mask: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The columns of both, the last first, and their numbers. A column is read from one place in memory."""
+    columns, acted = x.t().contiguous(), action_mask.t().contiguous()
+    return ((t, columns[t], acted[t]) for t in reversed(range(len(columns))))

@@ -23,7 +23,7 @@ def place_on_last_token(rewards: Tensor, action_mask: Tensor) -> Tensor:
 
     A row without action tokens stays 0. Paper: Ziegler et al., arXiv:1909.08593 (the reward is for the whole answer).
     """
-    positions = torch.arange(action_mask.shape[1], device=action_mask.device)
+    positions = torch.arange(action_mask.shape[1], dtype=torch.int32, device=action_mask.device)
     last = torch.where(action_mask, positions, -1).amax(dim=1, keepdim=True)
     return zero_outside(rewards.unsqueeze(1), positions == last)
 

@@ -116,6 +116,8 @@ def shard(batch: Batch, ranks: int, mini_batch: int) -> tuple[list[Batch], list[
 
     Rows without loss fill up where the number does not divide: every rank has as many.
     """
+    if ranks == 1:
+        return [batch], [list(range(len(batch)))]
     batch = batch.with_fillers(ranks)
     rows = even_shares(batch.lengths.tolist(), ranks, mini_batch + -mini_batch % ranks)
     return [batch.select(mine) for mine in rows], rows

@@ -45,7 +45,8 @@ class ClusterActor:
         return self.group.submit_rows("log_probs", batch.inputs())
 
     def update(self, batch: Batch, kl_coef: float) -> Future[Metrics]:
-        return self.group.submit_update(batch, self.mini_batch, kl_coef)
+        needed = batch.fill(values=None, returns=None)
+        return self.group.submit_update(needed, self.mini_batch, kl_coef)
 
     def save(self, folder: Path) -> Future[Any]:
         return self.group.submit("save", folder)
@@ -66,7 +67,8 @@ class ClusterCritic:
         return self.group.submit_rows("values", batch.inputs())
 
     def update(self, batch: Batch) -> Future[Metrics | None]:
-        return self.group.submit_update(batch, self.mini_batch)
+        needed = batch.inputs().fill(values=batch.values, returns=batch.returns)
+        return self.group.submit_update(needed, self.mini_batch)
 
     def save(self, folder: Path) -> Future[Any]:
         return self.group.submit("save", folder)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from openrlhf.algorithms.advantages import find_estimator
 from openrlhf.algorithms.masked import sequence_mean_weights, token_mean_weights
@@ -24,7 +25,7 @@ from openrlhf.training.rewards import shape_rewards, weighted_rewards
 from openrlhf.training.sample_file import StoredSample, StoredStep
 from openrlhf.training.samples import made_of
 from openrlhf.training.update import weighted_sum
-from openrlhf.types import Batch, Sample, collate, pad_rows, present
+from openrlhf.types import Batch, Sample, collate, present
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6  # the same float32 arithmetic on other shapes
 FORWARD = 1e-3  # a forward of its own, in other micro-batches
@@ -98,7 +99,7 @@ def as_sample(sample: StoredSample) -> Sample:
 
 def _padded(step: StoredStep, name: str) -> Tensor:
     rows = [sample.per_token[name] for sample in step.samples]
-    return pad_rows(rows, max(map(len, rows)), 0.0)
+    return pad_sequence(rows, batch_first=True)
 
 
 def _of_samples(field: str, step: StoredStep, again: Tensor) -> Check:
@@ -111,7 +112,7 @@ def _of_samples(field: str, step: StoredStep, again: Tensor) -> Check:
 
 def _of_tokens(field: str, step: StoredStep, again: Tensor, to_scale: bool) -> Check:
     """``to_scale``: up to the mean and the standard deviation of the whole batch, of which only a part is stored."""
-    was, mask = _padded(step, field), pad_rows([s.action_mask for s in step.samples], again.shape[1], False)
+    was, mask = _padded(step, field), pad_sequence([s.action_mask for s in step.samples], batch_first=True)
     if to_scale:
         again = torch.where(mask, _rescaled(again[mask], was[mask], again), 0.0)
     close = torch.isclose(was, again, rtol=RELATIVE, atol=1e-4 if to_scale else ABSOLUTE, equal_nan=True)

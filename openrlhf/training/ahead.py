@@ -69,7 +69,8 @@ def versions(sample: Sample) -> Tensor:
 
 def staleness(samples: list[Sample], step: int) -> Metrics:
     """Over all tokens of the policy."""
-    every = torch.cat([versions(sample) for sample in samples]).double()
+    of_each = torch.cat([present(sample.weight_versions, "weight versions") for sample in samples])
+    every = of_each[torch.cat([sample.action_mask for sample in samples])].double()
     now = step - 1
     return {
         "weight_version": float(every.mean()),
