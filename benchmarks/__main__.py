@@ -13,17 +13,24 @@ from pathlib import Path
 from benchmarks.asynchronous import async_table
 from benchmarks.comparisons import COMPARISONS
 from benchmarks.controller import controller_table
+from benchmarks.growth import growth_table
 from benchmarks.machine import describe
 from benchmarks.material import write_model
-from benchmarks.phases import phase_table
+from benchmarks.phases import phase_table, workers_table
 from benchmarks.planning import planning_table
+from benchmarks.schedules import schedule_table
+from benchmarks.syncing import sync_table
 from benchmarks.table import Row, markdown
 
 SECTIONS = {
     "planning": planning_table,
     "controller": controller_table,
+    "growth": growth_table,
+    "schedules": schedule_table,
     "phases": phase_table,
     "async": async_table,
+    "sync": sync_table,
+    "workers": workers_table,
 }  # each with a table of its own
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = ("what", "ours", "other", "ratio: median (min–max)", "goal", "met")

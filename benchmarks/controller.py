@@ -18,12 +18,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.grpo import our_flags, words
 from benchmarks.machine import describe
 from benchmarks.rounds import DEADLINE_S, ENVIRONMENT
 from benchmarks.table import markdown
+
+if TYPE_CHECKING:
+    from openrlhf.config.commands import PPOConfig
 
 GROUP = 8  # samples of a prompt
 STEPS = 3
@@ -85,12 +88,21 @@ def yes(met: bool) -> str:
     return "yes" if met else "no"
 
 
+def settings(samples: int) -> PPOConfig:
+    from openrlhf.config.commands import PPOConfig
+    from openrlhf.config.parse import read
+
+    flags = our_flags("model", 0.0) | {
+        "rollout_batch_size": samples // GROUP, "n_samples_per_prompt": GROUP, "train_batch_size": samples // 2,
+    }  # fmt: skip
+    return read(PPOConfig, words(flags))
+
+
 def run(samples: int, ranks: int, tokens: int) -> float:
     """CPU seconds of a step, median."""
     import torch
 
-    from openrlhf.config.commands import PPOConfig
-    from openrlhf.config.parse import flat, read
+    from openrlhf.config.parse import flat
     from openrlhf.data.sampler import Cursor
     from openrlhf.training.log import RunLog
     from openrlhf.training.ppo import train
@@ -126,10 +138,7 @@ def run(samples: int, ranks: int, tokens: int) -> float:
             return done({"lr": 0.0, "skipped_steps": 0.0})
 
     prompts = [Prompt(i, "", [1]) for i in range(samples // GROUP)]
-    flags = our_flags("model", 0.0) | {
-        "rollout_batch_size": len(prompts), "n_samples_per_prompt": GROUP, "train_batch_size": samples // 2,
-    }  # fmt: skip
-    config = read(PPOConfig, words(flags))
+    config = settings(samples)
     times: list[float] = []
 
     def batches() -> Iterator[tuple[list[Prompt], Cursor]]:

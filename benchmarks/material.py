@@ -18,26 +18,18 @@ LEARNING_RATE = 1e-4
 BETAS = (0.9, 0.95)
 MAX_NORM = 1.0
 
+SIZES = {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 32, "intermediate": 384}
+
 Rows = list[list[int]]
 
 
-def write_model(folder: Path, vocabulary: int = VOCABULARY) -> None:
-    """A Qwen3 of 1.05 million parameters, and a tokenizer of one token a word: ``w0 w1 …``.
+def write_model(folder: Path, vocabulary: int = VOCABULARY, **sizes: int) -> None:
+    """A Qwen3 of 1.05 million parameters, or of ``sizes``, and a tokenizer of one token a word: ``w0 w1 …``.
 
     The end token is number ``VOCABULARY``, outside the model's own vocabulary unless a larger one is asked for: then
     it is never sampled and every response has full length.
     """
-    build_model(
-        folder,
-        vocabulary,
-        hidden=128,
-        layers=4,
-        heads=4,
-        kv_heads=2,
-        head_dim=32,
-        intermediate=384,
-        eos_token_id=VOCABULARY,
-    )
+    build_model(folder, vocabulary, eos_token_id=VOCABULARY, **{**SIZES, **sizes})
     words = {f"w{i}": i for i in range(VOCABULARY)} | {"<end>": VOCABULARY}
     core = Tokenizer(models.WordLevel(words, unk_token="w0"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

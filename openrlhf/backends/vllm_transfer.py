@@ -34,7 +34,9 @@ from openrlhf.backends.meeting import open_store
 SyncBackend = Literal["gloo", "nccl", "ipc"]
 Bucket = list[tuple[str, Tensor]]
 
-BUCKET_BYTES = 256 * 1024 * 1024
+MIB = 1024 * 1024
+# Larger ones cost gloo fresh pages from the kernel at every message: half a GB then takes three times as long.
+BUCKET_BYTES: dict[SyncBackend, int] = {"gloo": 32 * MIB, "nccl": 256 * MIB, "ipc": 256 * MIB}
 ALL = b"all"
 BROKEN = "broken"  # the key under which the store says why nobody should wait any longer
 LOOK_S = 2.0  # how often a wait looks for it
@@ -108,7 +110,7 @@ class WeightSender:
         who = f"The trainer waited for {self.group.workers} engine workers to join the weight transfer"
         self._channel = _open_channel(self.group, self._store, 0, self._device, who)
 
-    def send(self, weights: Iterable[tuple[str, Tensor]], version: int, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def send(self, weights: Iterable[tuple[str, Tensor]], version: int, bucket_bytes: int | None = None) -> None:
         """Send (Hugging Face name, full tensor) pairs; return when every worker has loaded them as ``version``.
 
         Tensors are copied one at a time, so an iterator may free each before it yields the next.
@@ -124,7 +126,8 @@ class WeightSender:
         sync, count = f"sync{self._syncs}", 0
         self._syncs += 1
         try:
-            for names, shapes, flat in _flat_buckets(weights, self.group.torch_dtype, self._memory(), bucket_bytes):
+            most = bucket_bytes or BUCKET_BYTES[self.group.backend]
+            for names, shapes, flat in _flat_buckets(weights, self.group.torch_dtype, self._memory(), most):
                 self._tell(f"{sync}/{count}", {"version": version, "names": names, "shapes": shapes})
                 channel.send(f"{sync}/{count}", flat)
                 count += 1

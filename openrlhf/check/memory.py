@@ -26,7 +26,8 @@ from openrlhf.plan.estimate import (
 from openrlhf.plan.memory import Parts, total
 from openrlhf.plan.shape import Shape, shape_of
 
-SIGNS = ("out of memory", "can't allocate memory")  # what CUDA's allocator and that of the CPU say
+OF_HOST = "can't allocate memory"  # what the CPU's allocator says
+SIGNS = ("out of memory", OF_HOST)
 FIXES = 3
 
 
@@ -61,7 +62,11 @@ def tell_out_of_memory(config: object, error: BaseException) -> None:
             lines.append(f"predicted: {total(parts) / 1e9:.2f} GB beside the libraries ({shown(parts)})")
         held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         lines.append(f"this process held at most {held / 1e9:.2f} GB")
-    lines += [f"- {way}" for way in fixes(parts, config)[:FIXES]]
+    ways = fixes(parts, config)
+    if isinstance(config, PPOConfig) and OF_HOST in said:
+        rows = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
+        ways = [f"lower --rollout_batch_size: the driver holds all samples of a step, here {rows:,}"]
+    lines += [f"- {way}" for way in ways[:FIXES]]
     print("\n".join(lines), file=sys.stderr)
 
 

@@ -7,14 +7,19 @@ import json
 import math
 
 import pytest
+import torch
 
 from benchmarks.__main__ import sections_of, with_section
 from benchmarks.asynchronous import summarise as summarise_async
 from benchmarks.controller import summarise as summarise_controller
 from benchmarks.gate import Gate
+from benchmarks.growth import Case, ending
+from benchmarks.growth import summarise as summarise_growth
 from benchmarks.phases import summarise
 from benchmarks.planning import first_fit, load
 from benchmarks.rounds import Usage, check_agreement
+from benchmarks.schedules import SYNC_S, Clock, FakeEngines, Generation, simulated, training_seconds
+from benchmarks.syncing import line
 from benchmarks.table import cpu_row, markdown, memory_row
 
 
@@ -124,3 +129,47 @@ def test_what_a_controller_costs_more_with_ranks_and_how_it_grows() -> None:
     assert [row[3] for row in rows] == ["–", "–", "3.00 ms", "–", "–"]
     assert [row[-1] for row in rows] == ["yes |", "yes |", "no |", "no |", "yes |"]
     assert rows[-1][1] == "exponent 1.00"
+
+
+def test_growth_of_memory_and_how_a_run_ends() -> None:
+    """2 GiB for 8,192 samples more, twice as much for twice as many."""
+    gib = 2**30
+    cases = [Case(256, n * 8192, 0.5 * n, gib, gib + n * 2 * gib, "") for n in (1, 2)]
+    rows = summarise_growth([*cases, Case(256, 32768, None, gib, 0, "exit code 1")]).splitlines()[2:]
+    assert rows[1] == "| 2,048 prompts, 16,384 samples of 256 tokens | 4.00 GiB | 262.1 KB | 1.00 s | – |"
+    assert rows[2].endswith("| over the limit | – | – | exit code 1 |")
+    assert rows[3].startswith("| growth at 256 tokens: 4,096 samples a GiB | exponent 1.00 |")
+    said = "x\nmemory ran out; plan\n- lower it\nTraceback\n"
+    assert ending(1, said) == "exit code 1: memory ran out; plan - lower it"
+    assert ending(-9, "Traceback") == "exit code -9, without a word"
+
+
+def test_a_line_through_the_seconds_of_a_sync() -> None:
+    points = [{"bytes": size * 1e9, "seconds": 0.02 + 1.5 * size} for size in (0.001, 0.1, 2.0)]
+    assert line(points) == "20 ms + 1.50 s a GB"
+
+
+def test_a_rollout_on_a_counted_clock() -> None:
+    """Two engines, answers of 100 and 300 tokens and of 100 and 100: (10 + 2 · 0.3) ms a token for the first 100, then
+    (10 + 0.3) ms."""
+    made = Generation(5.0, torch.tensor([[300.0, 100.0], [100.0, 100.0]]))
+    assert made.own.tolist() == pytest.approx([1.06 + 2.06, 1.06])
+    assert made.end == pytest.approx(8.12)
+    assert made.drawn_before(5.53) == pytest.approx(200 / 600)
+    assert made.drawn_before(6.06 + 1.03) == pytest.approx(500 / 600)
+    assert made.drawn_before(9.0) == 1.0
+    made.pauses.append(5.53)
+    assert made.end == pytest.approx(8.12 + SYNC_S)
+    assert made.drawn_before(5.53 + SYNC_S) == pytest.approx(200 / 600)
+
+
+def test_steps_on_a_counted_clock_wait_for_what_the_loop_waits_for() -> None:
+    """One after the other a step is generation, update, sync. With a rollout ahead it is the longer of two."""
+    alone = simulated(8, 1.0, ahead=0, breaks_in=False)
+    assert alone.staleness == 0
+    lengths = FakeEngines(Clock(), 8, 128, False)
+    ends = [lengths.collect([], step).made.own.max() for step in range(21, 41)]  # type: ignore[attr-defined]
+    assert alone.step == pytest.approx(float(sum(ends)) / 20 + training_seconds(8) + SYNC_S, rel=1e-5)
+    ahead = simulated(8, 0.75, ahead=1, breaks_in=False)  # the few that train are what is waited for
+    assert ahead.staleness == pytest.approx(1)
+    assert ahead.step == pytest.approx(4 * training_seconds(8) + SYNC_S, rel=0.01)

@@ -67,6 +67,19 @@ def test_memory_that_ran_out_is_told_with_ways_out(
     assert sum(text.startswith("- ") for text in shown) == 3
 
 
+def test_the_driver_of_rl_that_holds_too_many_samples_is_told_to_ask_for_fewer(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: PPOConfig) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to")
+
+    given = {"pretrain": str(tiny_folder), "prompt_data": "p", "remote_rm_url": "r.py", "local": True}
+    with pytest.raises(RuntimeError):
+        run_command(fail, build(PPOConfig, given | {"rollout_batch_size": 512, "n_samples_per_prompt": 8}))
+    ways = [line for line in capsys.readouterr().err.splitlines() if line.startswith("- ")]
+    assert ways == ["- lower --rollout_batch_size: the driver holds all samples of a step, here 4,096"]
+
+
 def test_another_error_is_left_alone(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(config: SFTConfig) -> None:
         raise RuntimeError("shapes differ")
