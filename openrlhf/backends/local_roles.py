@@ -53,10 +53,6 @@ class LocalActor:
     def update(self, batch: Batch, kl_coef: float) -> Future[Metrics]:
         return done(self.member.update(batch, kl_coef))
 
-    def save(self, folder: Path) -> Future[None]:
-        self.member.engine.save(folder, self.tokenizer)
-        return done(None)
-
     def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
         return done(save_part(self.member.engine, self.tokenizer, state, weights))
 
@@ -74,10 +70,6 @@ class LocalCritic:
 
     def update(self, batch: Batch) -> Future[Metrics | None]:
         return done(self.member.update(batch))
-
-    def save(self, folder: Path) -> Future[None]:
-        self.member.engine.save(folder, self.tokenizer)
-        return done(None)
 
     def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
         return done(save_part(self.member.engine, self.tokenizer, state, weights))

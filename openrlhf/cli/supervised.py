@@ -21,8 +21,8 @@ from openrlhf.data.reader import Reader
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.value_head import ScoreModel
 from openrlhf.models.vocabulary import load_policy_tokenizer
-from openrlhf.training.checkpoint_part import EnginePart, EngineTeam
-from openrlhf.training.checkpoints import Checkpoints
+from openrlhf.training.checkpoint_part import EnginePart, EngineTeam, save_part
+from openrlhf.training.checkpoints import Checkpoints, model_not_saved
 from openrlhf.training.fit import Task, fit, total_steps
 from openrlhf.training.log import RunLog
 from openrlhf.training.micro_batches import train_size
@@ -141,7 +141,10 @@ def train(
 
 
 def save(config: Supervised, engine: TrainEngine, tokenizer: Any) -> None:
-    """The model as a Hugging Face folder at ``--save_path``."""
-    engine.save(Path(config.checkpoint.save_path), tokenizer)
+    """The model as a Hugging Face folder at ``--save_path``. Raises ValueError when the disk does not take it."""
+    kept = config.checkpoint
+    failure = save_part(engine, tokenizer, None, Path(kept.save_path))
+    if engine.anywhere(failure is not None):
+        raise model_not_saved(kept, failure or "another process could not write")
     if is_first():
         print(f"saved the model to {config.checkpoint.save_path}")

@@ -34,6 +34,7 @@ def run(config: PPOConfig) -> None:
     from openrlhf.check.disk import check_disk
     from openrlhf.check.packages import check_packages
     from openrlhf.cli.process import check_folders, prepare_process
+    from openrlhf.training.checkpoints import model_not_saved
     from openrlhf.training.roles import gather
     from openrlhf.training.signals import stop_requests
 
@@ -54,10 +55,11 @@ def run(config: PPOConfig) -> None:
             stop_requests(kept.save_steps > 0 and not kept.disable_ds_ckpt) as stop,
         ):
             learn(config, roles, tokenizer, prompts, evaluation, stop)
-            saves = [roles.actor.save(folder)]
+            saves = [roles.actor.save_state(None, folder)]
             if config.reward.save_value_network:
-                saves.append(roles.critic.save(folder.with_name(folder.name + "_critic")))
-            gather(*saves, deadline_s=config.deepspeed.deadline)
+                saves.append(roles.critic.save_state(None, folder.with_name(folder.name + "_critic")))
+            for failure in filter(None, gather(*saves, deadline_s=config.deepspeed.deadline)):
+                raise model_not_saved(kept, failure)
     print(f"saved the model to {folder}")
 
 
@@ -72,7 +74,7 @@ def learn(
     """The RL loop with a log in ``--save_path`` and checkpoints in ``--ckpt_path``."""
     from openrlhf.data.fingerprint import fingerprint_prompts
     from openrlhf.training.checkpoint_part import Driver, RandomPart
-    from openrlhf.training.checkpoints import Checkpoints, Part
+    from openrlhf.training.checkpoints import Checkpoints, Part, way_on
     from openrlhf.training.log import RunLog
     from openrlhf.training.ppo import train
     from openrlhf.training.roles import PartLost
@@ -94,7 +96,7 @@ def learn(
         deadline, pad = config.deepspeed.deadline, tokenizer.pad_token_id
         train(config, roles, batches, log, pad, deadline, checkpoints, evaluation, store)
     except (PartLost, TimeoutError) as lost:
-        raise PartLost(f"{lost}. {checkpoints.way_on()}") from lost
+        raise PartLost(f"{lost}. {way_on(checkpoints.root)}") from lost
     finally:
         store.close()
         log.close()

@@ -48,10 +48,6 @@ class Group:
         self.sharing = sharing
         self.worked = worked
 
-    def submit(self, verb: str, *args: Any) -> Future[list[Any]]:
-        """Every worker runs ``verb`` with the same arguments; their answers in rank order."""
-        return self.line.submit(self._awake_call, verb, [args] * len(self.workers))
-
     def submit_rows(self, verb: str, batch: Batch, *args: Any) -> Future[Any]:
         """Each worker gets its rows and the same further arguments; a tensor with a row for each row of the batch comes
         back, in its order."""
@@ -63,7 +59,8 @@ class Group:
         return self.line.submit(self._update_call, batch, mini_batch, args)
 
     def submit_reason(self, verb: str, *args: Any) -> Future[str | None]:
-        """As ``submit``, for a verb that answers why it failed, or None: what the first that failed says."""
+        """Every worker runs ``verb`` with the same arguments. It answers why it failed, or None: what the first that
+        failed says."""
         return self.line.submit(self._reason_call, verb, args)
 
     def call(self, verb: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -48,9 +48,6 @@ class ClusterActor:
         needed = batch.fill(values=None, returns=None)
         return self.group.submit_update(needed, self.mini_batch, kl_coef)
 
-    def save(self, folder: Path) -> Future[Any]:
-        return self.group.submit("save", folder)
-
     def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
         return self.group.submit_reason("save_state", state, weights)
 
@@ -69,9 +66,6 @@ class ClusterCritic:
     def update(self, batch: Batch) -> Future[Metrics | None]:
         needed = batch.inputs().fill(values=batch.values, returns=batch.returns)
         return self.group.submit_update(needed, self.mini_batch)
-
-    def save(self, folder: Path) -> Future[Any]:
-        return self.group.submit("save", folder)
 
     def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
         return self.group.submit_reason("save_state", state, weights)

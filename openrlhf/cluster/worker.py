@@ -124,9 +124,6 @@ class ActorWorker(Worker):
             engine.load_weights([], version)
             return engine.generate(prompts, params)
 
-    def save(self, folder: Path) -> None:
-        self.member.engine.save(folder, self.tokenizer)
-
     def save_state(self, state: Path | None, weights: Path | None) -> str | None:
         return save_part(self.member.engine, self.tokenizer, state, weights)
 
@@ -184,9 +181,6 @@ class CriticWorker(Worker):
 
     def update(self, batch: Batch) -> Metrics:
         return self.member.update(batch)
-
-    def save(self, folder: Path) -> None:
-        self.member.engine.save(folder, load_tokenizer(self.config.model.pretrain, self.config.model))
 
     def save_state(self, state: Path | None, weights: Path | None) -> str | None:
         tokenizer = load_tokenizer(self.config.model.pretrain, self.config.model)

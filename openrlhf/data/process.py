@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -37,7 +37,7 @@ def read_labels(
     placeholder = _single(tokenizer, process.placeholder_token, "--placeholder_token")
     names = process.reward_tokens
     tokens = None if not names else tuple(_single(tokenizer, name, "--reward_tokens") for name in names)
-    first = next((label for row in rows for label in cell(row, process.label_key, "--label_key")), None)
+    first = next((label for number, row in enumerate(rows) for label in _labels(row, number, process, flag)), None)
     if first is None:
         raise ValueError(
             f"{flag}: no row has a label in {process.label_key!r}; set --label_key to the column of the labels"
@@ -68,7 +68,8 @@ def process_samples(
     samples: list[Sample] = []
     for number, row in enumerate(rows):
         try:
-            sample, cut = _sample(row, tokenizer, data, process, labels)
+            given = _labels(row, number, process, flag)
+            sample, cut = _sample(row, given, tokenizer, data, process, labels)
         except UnusableRow as kind:
             report.drop(str(kind), number, row)
             continue
@@ -92,11 +93,28 @@ def label_name(tokenizer: PreTrainedTokenizerBase, labels: StepLabels, sample: S
     return "=" + str(tokenizer.decode([int(value) if labels.tokens is None else labels.tokens[int(value)]]))
 
 
+def _labels(row: Row, number: int, process: ProcessConfig, flag: str) -> Sequence[Any]:
+    """Of each step. Raises ValueError naming the row where the column is missing or holds no list."""
+    try:
+        given = cell(row, process.label_key, "--label_key")
+    except ValueError as error:
+        raise ValueError(f"{flag} row {number}: {error}") from error
+    if given is None:
+        return []
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(f"{flag} row {number}: the column of --label_key holds {given!r:.80}, not a list of labels")
+    return given
+
+
 def _sample(
-    row: Row, tokenizer: PreTrainedTokenizerBase, data: DataConfig, process: ProcessConfig, labels: StepLabels
+    row: Row,
+    given: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    process: ProcessConfig,
+    labels: StepLabels,
 ) -> tuple[Sample, bool]:
     text = plain_text(cell(row, data.input_key, "--input_key"), "--input_key")
-    given = cell(row, process.label_key, "--label_key")
     ids = torch.tensor(token_ids(tokenizer, [text])[0], dtype=torch.int64)
     steps = (ids == labels.placeholder).nonzero().squeeze(1)
     if len(steps) != len(given):

@@ -31,6 +31,7 @@ from openrlhf import __version__
 
 MANIFEST, POINTER = "manifest.json", "latest"
 TEMPORARY, MARKS = ".tmp", ".marks"
+REPLACED = ".old"  # what gives way to a folder of the same name
 FORMAT = 1
 NAME = re.compile(r"global_step(\d+)(_hf|_hf_critic)?")
 GIGABYTE = 1024**3
@@ -133,7 +134,7 @@ def publish(root: Path, name: str) -> None:
     for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
         _flush_folder(path)
     if final.exists():
-        old = root / f"{name}.old{TEMPORARY}"
+        old = root / (name + REPLACED + TEMPORARY)
         final.rename(old)
         folder.rename(final)
         shutil.rmtree(old)
@@ -143,7 +144,10 @@ def publish(root: Path, name: str) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove what a run that died left half written."""
+    """Remove what a run that died left half written. What gave way to a folder that never came is there again."""
+    for path in root.glob("*" + REPLACED + TEMPORARY):
+        if not (final := root / path.name.removesuffix(REPLACED + TEMPORARY)).exists():
+            path.rename(final)
     for path in root.glob("*" + TEMPORARY):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

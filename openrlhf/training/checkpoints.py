@@ -124,12 +124,6 @@ class Checkpoints:
                 self._keep(progress)
             raise
 
-    def way_on(self) -> str:
-        """How a run that has lost a process goes on."""
-        if found := files.candidates(self.root):
-            return f"The same command with --load_checkpoint goes on from {found[0]}."
-        return f"There is no checkpoint in --ckpt_path {self.root} to go on from: --save_steps writes them."
-
     def end(self, progress: Progress, why: str) -> NoReturn:
         """Save, unless that has just been done, and raise ValueError that says ``why`` and where the state is."""
         if self._keep(progress):
@@ -271,6 +265,21 @@ def close_step(progress: Progress, checkpoints: Checkpoints | None, why: str | N
         checkpoints.end(progress, why)
     if why:
         raise ValueError(f"{why}.")
+
+
+def way_on(root: Path) -> str:
+    """How a run that could not end goes on, whose ``--ckpt_path`` is ``root``."""
+    if found := files.candidates(root):
+        return f"The same command with --load_checkpoint goes on from {found[0]}."
+    return f"There is no checkpoint in --ckpt_path {root} to go on from: --save_steps writes them."
+
+
+def model_not_saved(config: CheckpointConfig, why: str) -> ValueError:
+    """What to raise when ``--save_path`` does not take the trained model."""
+    return ValueError(
+        f"--save_path {config.save_path} did not take the trained model: {why}. Make room there. "
+        f"{way_on(Path(config.ckpt_path))}"
+    )
 
 
 def refuse_another_run(folder: Path, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

@@ -190,7 +190,9 @@ def _names(folder: Path, config: LogConfig, done: int) -> dict[str, str]:
     if done and path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     names = {"name": config.wandb_run_name, "wandb_id": uuid.uuid4().hex[:8]}
-    path.write_text(json.dumps(names), encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(names), encoding="utf-8")
+    temporary.replace(path)
     return names
 
 

@@ -115,10 +115,8 @@ class Actor(Protocol):
 
     def update(self, batch: Batch, kl_coef: float) -> Future[Metrics]: ...
 
-    def save(self, folder: Path) -> Future[None]: ...
-
     def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
-        """Its part of a checkpoint, as in ``training/checkpoints.py``."""
+        """Its part of a checkpoint and its model, as in ``training/checkpoints.py``."""
         ...
 
     def load_state(self, state: Path, redistribute: bool) -> Future[str | None]: ...
@@ -131,10 +129,8 @@ class Critic(Protocol):
 
     def update(self, batch: Batch) -> Future[Metrics | None]: ...
 
-    def save(self, folder: Path) -> Future[None]: ...
-
     def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:
-        """Its part of a checkpoint, as in ``training/checkpoints.py``."""
+        """Its part of a checkpoint and its model, as in ``training/checkpoints.py``."""
         ...
 
     def load_state(self, state: Path, redistribute: bool) -> Future[str | None]: ...
@@ -177,9 +173,6 @@ class Absent:
         return ()
 
     def update(self, batch: Batch) -> Future[Metrics | None]:
-        return done(None)
-
-    def save(self, folder: Path) -> Future[None]:
         return done(None)
 
     def save_state(self, state: Path | None, weights: Path | None) -> Future[str | None]:

@@ -99,7 +99,7 @@ class Witness:
         return self.rollouts[-1]
 
     def sync(self, version: int) -> Future[None]:
-        gather(self.roles.actor.save(self.folder / str(version)), deadline_s=DEADLINE_S)
+        gather(self.roles.actor.save_state(None, self.folder / str(version)), deadline_s=DEADLINE_S)
         if version < STEPS:
             self.beside(wait_until_held)
         return self.roles.rollout.sync(version)
@@ -161,7 +161,7 @@ def test_every_rollout_is_broken_off_by_a_sync_and_goes_on(tiny_folder: Path, tm
     lone_log, local = Lines(alone), local_roles(alone, tokenizer, STEPS)
     local = replace(local, rollout=Again(rollouts))
     ppo.train(alone, local, prompt_batches(PROMPTS, alone), lone_log, tokenizer.pad_token_id, DEADLINE_S)
-    gather(local.actor.save(tmp_path / "alone"), deadline_s=DEADLINE_S)
+    gather(local.actor.save_state(None, tmp_path / "alone"), deadline_s=DEADLINE_S)
     got, expected, start = (weights_of(folder) for folder in (tmp_path / str(STEPS), tmp_path / "alone", tiny_folder))
     assert (got - expected).norm() < 1e-3 * (expected - start).norm()
     for name in ("loss", "correction_weight", "engine_kl", "reward"):

@@ -95,13 +95,13 @@ def test_r05_an_idle_rank_that_dies_ends_whatever_is_waited_for(group: Any) -> N
     os.kill(process_of(group.workers[1]), signal.SIGKILL)
     assert "actor worker 1 of 2 died" in ends(reward)
     answered.set()
-    assert "actor worker 1 of 2 died" in ends(group.submit("collective"))  # so does all that is asked for later
+    assert "actor worker 1 of 2 died" in ends(group.submit_reason("collective"))  # so does all that is asked for later
 
 
 def test_r06_a_rank_that_dies_in_a_collective_is_named(group: Any) -> None:
     pid = process_of(group.workers[1])
     os.kill(pid, signal.SIGSTOP)
-    waits = group.submit("collective")
+    waits = group.submit_reason("collective")
     time.sleep(1)
     os.kill(pid, signal.SIGKILL)
     assert "actor worker 1 of 2 died" in ends(waits)
@@ -119,14 +119,14 @@ def test_r12_an_engine_that_hangs_is_ended(group: Any) -> None:
         time.sleep(0.1)
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(RoleDied, match="actor worker 1 of 2 died in wait_for_ever"):
-        gather(group.submit("wait_for_ever"), deadline_s=DEADLINE_S)
+        gather(group.submit_reason("wait_for_ever"), deadline_s=DEADLINE_S)
     assert watch.cause is None
 
 
 def test_r13_a_rank_that_hangs_is_named_and_all_stacks_are_written(group: Any, tmp_path: Path) -> None:
     pid = process_of(group.workers[1])
     os.kill(pid, signal.SIGSTOP)
-    assert "actor worker 1 of 2 hangs: it has answered nothing for 15 s" in ends(group.submit("collective"))
+    assert "actor worker 1 of 2 hangs: it has answered nothing for 15 s" in ends(group.submit_reason("collective"))
     group.line.watch.close()
     stacks = {file.stem: file.read_text() for file in (tmp_path / "stacks").iterdir()}
     assert stacks.keys() == {"driver", *group.names}
@@ -138,7 +138,7 @@ def test_r14_stacks_show_where_a_host_thread_waits(group: Any, tmp_path: Path) -
     watch = group.line.watch
     group.deadline_s = 3.0
     with pytest.raises(TimeoutError, match="actor worker 0 of 2, actor worker 1 of 2 did not answer wait_for_ever"):
-        gather(group.submit("wait_for_ever"), deadline_s=DEADLINE_S)
+        gather(group.submit_reason("wait_for_ever"), deadline_s=DEADLINE_S)
     watch.write_stacks()
     for name in group.names:
         assert "in wait_for_ever" in (tmp_path / "stacks" / f"{name}.txt").read_text()
@@ -162,6 +162,6 @@ def test_r45_the_end_of_rays_head_is_told(session: None, tmp_path: Path, monkeyp
 
 
 def test_a_run_without_a_hang_leaves_no_stacks(group: Any, tmp_path: Path) -> None:
-    gather(group.submit("collective"), deadline_s=DEADLINE_S)
+    gather(group.submit_reason("collective"), deadline_s=DEADLINE_S)
     group.line.watch.close()
     assert not (tmp_path / "stacks").exists()

@@ -342,6 +342,28 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     same(sft["save_path"], whole("train_sft", sft | {"max_epochs": 2}))
 
 
+@pytest.mark.parametrize("saves", [SAVES, {}], ids=["with a checkpoint", "without"])
+def test_no_room_for_the_trained_model_is_a_sentence(
+    sft: dict[str, Any], saves: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors import SafetensorError
+    from transformers import PreTrainedModel
+
+    def refuse(self: PreTrainedModel, folder: Path, **how: Any) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", refuse)
+    with pytest.raises(SystemExit) as stop:
+        run(train_sft.main, sft | {"max_epochs": 1} | saves | ({"save_steps": 2} if saves else {}))
+    assert stop.value.code == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.startswith(
+        f"--save_path {sft['save_path']} did not take the trained model: No space left on device"
+    )
+    goes_on = f"The same command with --load_checkpoint goes on from {sft['ckpt_path']}/global_step2."
+    assert sentence.endswith(goes_on if saves else "to go on from: --save_steps writes them.")
+
+
 def test_three_failures_in_a_row_end_the_run(
     sft: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,6 +123,34 @@ def test_what_a_dead_run_left_is_swept_away(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"global_step1", "latest"}
 
 
+def test_a_checkpoint_that_never_got_its_successor_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the two renames that replace a folder."""
+    write(tmp_path, 3)
+
+    class Died(BaseException):
+        pass
+
+    rename, calls = Path.rename, 0
+
+    def fatal(self: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Died
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", fatal)
+        with pytest.raises(Died):
+            write(tmp_path, 3, size=7)
+    assert not (tmp_path / "global_step3").exists()
+    files.sweep(tmp_path)
+    assert files.verify(tmp_path / "global_step3").serial == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"global_step3", "latest"}
+
+
 @pytest.mark.parametrize(
     ("number", "size", "left"),
     [(3, 10**9, [2, 3, 4]), (1, 10**9, [4]), (9, 10**9, [1, 2, 3, 4]), (9, 9000, [3, 4]), (9, 1, [4])],
