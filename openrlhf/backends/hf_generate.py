@@ -194,8 +194,10 @@ def own_numbers(params: Sequence[SamplingParams], device: torch.device) -> Unifo
 
 def sample(logits: Tensor, params: SamplingParams, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (B,), drawn by ``uniform`` (B, 1), and their log-probs (B,) under softmax(logits / temperature), before
-    the cut at ``top_p``."""
+    the cut at ``top_p``. Raises ValueError for logits that are no numbers."""
     log_probs = torch.log_softmax(logits / (params.temperature or 1.0), dim=-1)
+    if log_probs[:, 0].isnan().any():
+        raise ValueError("the model that samples gives NaN instead of logits: its weights hold NaN or infinity")
     if params.temperature == 0:
         tokens = log_probs.argmax(dim=-1)
     else:

@@ -144,4 +144,5 @@ def lr_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, total_step
     """``--lr_scheduler`` with ceil(``lr_warmup_ratio`` · steps) of warmup; a minimum, where there is one, of 10 %."""
     kwargs = {"min_lr_rate": 0.1} if optim.lr_scheduler.endswith("with_min_lr") else {}
     warmup = math.ceil(total_steps * optim.lr_warmup_ratio)
-    return get_scheduler(optim.lr_scheduler, optimizer, warmup, total_steps, scheduler_specific_kwargs=kwargs)
+    end = max(total_steps, warmup + 1)  # "polynomial" divides by the steps after the warmup
+    return get_scheduler(optim.lr_scheduler, optimizer, warmup, end, scheduler_specific_kwargs=kwargs)

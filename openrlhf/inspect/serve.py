@@ -14,6 +14,7 @@ from openrlhf.inspect.pages import Pages
 HOST = "127.0.0.1"
 # A page of another site that has its own name point here is not answered (DNS rebinding).
 NAMES = [HOST, "localhost"]
+NOT_THERE = (ValueError, OverflowError, OSError)  # numbers beyond those of steps and prompts, too
 
 
 def view_app(pages: Pages) -> Starlette:
@@ -45,4 +46,4 @@ def view_app(pages: Pages) -> Starlette:
         Route("/prompt/{prompt:int}", prompt),
     ]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=NAMES)
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={ValueError: missing})
+    return Starlette(routes=routes, middleware=[guard], exception_handlers=dict.fromkeys(NOT_THERE, missing))

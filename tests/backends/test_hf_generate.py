@@ -277,3 +277,12 @@ def test_new_weights_are_sampled_from_at_once(model: CausalLM) -> None:
     after = engine.generate(PROMPTS, params)
     assert [a.token_ids for a in before] != [a.token_ids for a in after]
     assert scored(changed, PROMPTS, after, 1.0)[0] == pytest.approx(after[0].log_probs, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_no_numbers_are_a_sentence(temperature: float) -> None:
+    broken = CausalLM(build(dtype=torch.float32))
+    with torch.no_grad():
+        broken.hf.model.norm.weight[0] = torch.nan
+    with pytest.raises(ValueError, match="gives NaN instead of logits: its weights hold NaN or infinity"):
+        generate(broken, temperature=temperature)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from openrlhf.backends.choose import choose_train_engine
 from openrlhf.backends.local import LocalForward, LocalTrain
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
+from openrlhf.config.rules.training import SCHEDULERS
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm, load_tokenizer
 from tests.models.helpers import build, make_batch
@@ -196,3 +197,11 @@ def test_what_is_saved_is_the_moving_average(tiny_folder: Path, tmp_path: Path) 
         torch.testing.assert_close(saved.double(), expected, rtol=1e-6, atol=1e-8)
         assert torch.equal(engine.model.hf.lm_head.weight, weight)
         assert not torch.equal(saved, weight)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_schedule_of_a_run_of_one_step(scheduler: str) -> None:
+    """Which is all warmup."""
+    trained = engine(OptimConfig(lr_scheduler=scheduler), steps=1)
+    trained.scheduler.step()
+    assert 0 <= trained.scheduler.get_last_lr()[0] <= 0.1

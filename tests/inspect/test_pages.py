@@ -182,6 +182,15 @@ def test_the_server(run: Path) -> None:
         answer = client.get(path)
         assert answer.status_code == 404 and sentence in answer.text
         assert answer.headers["content-type"].startswith("text/plain")
+    huge = "9" * 400
+    for path in (
+        f"/step/0/{huge}",
+        f"/step/{huge}/1",
+        f"/sample/0/3/{huge}",
+        f"/prompt/{huge}",
+        f"/prompt/{huge * 20}",
+    ):
+        assert client.get(path).status_code == 404
     assert client.get("/../../etc/passwd").status_code == 404
     assert client.post("/").status_code == 405
     stranger = TestClient(view_app(Pages([run])), base_url="http://evil.example")
