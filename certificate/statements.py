@@ -114,7 +114,7 @@ def poison(subject: Subject, seed: int) -> Error:
 STATEMENTS: dict[str, Statement] = {
     "I1": Statement("micro-batches of 1, 2, 3, 8 = the whole mini-batch", 1e-6, micro_batches),
     "I1, tokens": Statement("micro-batches of 15 and 60 tokens = one by one", 1e-6, token_budgets),
-    "I3": Statement("packed = padded = one by one", 1e-5, packing),
+    "I3": Statement("packed, beginnings that rows share read once = padded = one by one", 1e-5, packing),
     "I3, left": Statement("padded on the left = on the right", 1e-5, left_padding),
     "I4": Statement("head in chunks of 1, 2, 5, 1000 tokens = softmax of full logits", 1e-5, chunked_head),
     "I5, recomputed": Statement("activations recomputed in the backward pass = kept", 1e-5, recomputation),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,10 @@ from tests.conftest import TEXTS
 pytest.importorskip("ray")
 pytest.importorskip("vllm")
 pytest.importorskip("deepspeed")
+from openrlhf.cluster.group import Group
+from openrlhf.cluster.placement import Placement, plan
+from openrlhf.cluster.roles import ClusterActor, ClusterCritic, ClusterReference, ClusterReward
+
 pytestmark = pytest.mark.cluster
 
 DEADLINE_S = 240.0
@@ -108,10 +116,6 @@ def engine_difference(roles: Roles, tokenizer: Any) -> float:
 
 
 PLACEMENTS = {
-    "separate, two workers a role, ZeRO-2": (
-        "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 1 "
-        "--reward_num_gpus_per_node 1 --vllm_num_engines 1"
-    ),
     "pairs together on rings of two, ZeRO-3, packed by tokens, the actor samples": (
         "--actor_num_gpus_per_node 2 --critic_num_gpus_per_node 2 --ref_num_gpus_per_node 2 "
         "--reward_num_gpus_per_node 2 --vllm_num_engines 0 --colocate_actor_ref --colocate_critic_reward "
@@ -150,18 +154,85 @@ def test_any_placement_gives_the_numbers_of_one_process(
     config = configure(tiny_folder, reward_folder, placement)
     tokenizer = load_tokenizer(str(tiny_folder), config.model)
     with ray_session(config), cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
-        numbers = one_step(roles, fixed_batch())
-        gather(roles.rollout.sync(1), deadline_s=DEADLINE_S)
-        difference = engine_difference(roles, tokenizer)
-        gather(roles.rollout.sync(2), deadline_s=DEADLINE_S)
-        again = engine_difference(roles, tokenizer)
+        check_numbers(one_step(roles, fixed_batch()), in_one_process)
+        check_engines(roles, tokenizer)
+
+
+def check_numbers(numbers: dict[str, Any], expected: dict[str, Any]) -> None:
     for name in ("rewards", "old", "reference", "values", "after", "new_values"):
-        assert (numbers[name] - in_one_process[name]).abs().max() < 2e-5, name
+        assert (numbers[name] - expected[name]).abs().max() < 2e-5, name
     for role in ("actor", "critic"):
-        assert numbers[role] == pytest.approx(in_one_process[role], rel=1e-3, abs=1e-5)
+        assert numbers[role] == pytest.approx(expected[role], rel=1e-3, abs=1e-5)
     assert (numbers["after"] - numbers["old"]).abs().max() > 1e-2  # the step was large enough to tell
-    assert difference < 1e-4
-    assert again < 1e-4
+
+
+def check_engines(roles: Roles, tokenizer: Any) -> None:
+    for version in (1, 2):
+        gather(roles.rollout.sync(version), deadline_s=DEADLINE_S)
+        assert engine_difference(roles, tokenizer) < 1e-4
+
+
+SLEEP = "--deepspeed_enable_sleep"
+SHARED = ["--colocate_actor_ref", "--colocate_critic_reward", "--colocate_actor_ref --colocate_critic_reward"]
+ENGINES_TOO = "--colocate_all_models --vllm_num_engines"
+CELLS = [
+    "--vllm_num_engines 1",
+    *(f"{shared} --vllm_num_engines 1 {sleep}" for shared in SHARED for sleep in ("", SLEEP)),
+    *(f"{ENGINES_TOO} {{0}} {sleep} {naps}" for sleep in ("", SLEEP) for naps in ("", "--vllm_enable_sleep")),
+]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.timeout(600)
+def test_sharing_and_sleeping_change_no_number(
+    workers: int, tiny_folder: Path, reward_folder: Path, in_one_process: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every combination, each from the same start, on workers that are started once: they differ in who takes turns
+    with whom and who sleeps meanwhile."""
+    from openrlhf.cluster.roles import cluster_roles
+    from openrlhf.cluster.start import ray_session
+
+    sizes = " ".join(f"--{role}_num_gpus_per_node {workers}" for role in ("actor", "critic", "ref", "reward"))
+    config = configure(tiny_folder, reward_folder, f"{sizes} --vllm_num_engines {workers - 1}")
+    tokenizer = load_tokenizer(str(tiny_folder), config.model)
+    with ray_session(config), cluster_roles(config, tokenizer, 4, DEADLINE_S) as roles:
+        learners = {"actor": roles.actor, "critic": roles.critic}
+        for name, role in learners.items():
+            (tmp_path / name).mkdir()
+            assert gather(role.save_state(tmp_path / name, None), deadline_s=DEADLINE_S) == [None]
+        for cell in CELLS:
+            for name, role in learners.items():
+                assert gather(role.load_state(tmp_path / name, False), deadline_s=DEADLINE_S) == [None]
+            placement = plan(configure(tiny_folder, reward_folder, f"{sizes} {cell.format(workers)}"))
+            with placed(roles, placement) as these:
+                check_numbers(one_step(these, fixed_batch()), in_one_process)
+        if workers > 1:
+            check_engines(roles, tokenizer)
+
+
+@contextmanager
+def placed(roles: Any, placement: Placement) -> Iterator[Roles]:
+    """The same workers with the locks and sleeps of ``placement``."""
+    groups = {"actor": roles.actor, "critic": roles.critic, "reference": roles.reference, "reward": roles.reward}
+    here: dict[str, Group] = {}
+    for pool in placement.pools:
+        lock = threading.RLock()
+        for role in pool.roles:
+            own = groups[role].group
+            here[role] = Group(role, own.workers, lock, placement.roles_sleep, own.line, DEADLINE_S)
+    assert here.keys() == groups.keys()
+    states = [()] * len(here["actor"].workers)
+    for group in here.values() if placement.roles_sleep else ():
+        group.call("offload", states)
+    yield replace(
+        roles,
+        actor=ClusterActor(here["actor"], 4),
+        critic=ClusterCritic(here["critic"], 4),
+        reference=ClusterReference(here["reference"], "log_probs"),
+        reward=ClusterReward(here["reward"], 1),
+    )
+    for group in here.values() if placement.roles_sleep else ():
+        group.call("onload", states)
 
 
 def critic_alone(config: PPOConfig, batch: Batch) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from openrlhf.models.value_head import ScoreModel
 from openrlhf.rollout.collect import make_sample
 from openrlhf.rollout.engine import SamplingParams
 from openrlhf.training import ppo
+from openrlhf.training.bands import BANDS
 from openrlhf.training.log import RunLog
 from openrlhf.training.members import CriticMember, PolicyMember, ReferenceMember
 from openrlhf.training.rewards import add_rewards, part_means, shape_rewards
@@ -349,6 +350,26 @@ def test_the_schedule_of_the_actor_begins_when_it_learns(frozen: int, expected: 
     config = config_of(n_samples_per_prompt=4)
     config = replace(config, algorithm=replace(config.algorithm, freezing_actor_steps=frozen))
     assert actor_steps(config, optimizer_steps(config, prompts=6)) == expected
+
+
+@pytest.mark.parametrize("wrong", [None, "a layer", "the head", "the temperature"])
+def test_an_engine_that_samples_from_another_policy_shows_in_the_first_step(wrong: str | None) -> None:
+    config, policy, other = steps_of(init_kl_coef=0), build(seed=0), build(seed=5)
+    parts = {"a layer": "model.layers.1.", "the head": "lm_head."}
+    if wrong in parts:
+        policy.load_state_dict(
+            {name: value for name, value in other.state_dict().items() if name.startswith(parts[wrong])}, strict=False
+        )
+    params = SamplingParams(temperature=1.25 if wrong == "the temperature" else 0.8, max_new_tokens=8, seed=1)
+    prompts = [prompt for prompt in ([7, 30, 2], [9]) for _ in range(4)]
+    answers = HFGenerate(policy).generate(prompts, params)
+    samples = [
+        replace(make_sample(Prompt(i // 4, "", prompt), answer, i // 4), reward=float(i % 3))
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    _, _, (metrics,) = run(config, samples)
+    difference = metrics["engine_log_prob_diff"]
+    assert difference < 1e-4 if wrong is None else BANDS["engine_log_prob_diff"].verdict(difference) == "red"
 
 
 def test_the_adaptive_coefficient_follows_the_measured_kl() -> None:
