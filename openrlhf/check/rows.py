@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from openrlhf.check.findings import Severity
 from openrlhf.config.commands import (
+    DPOConfig,
     KDConfig,
     KTOConfig,
     PPOConfig,
@@ -75,6 +76,8 @@ def look_at_rows(
     for verb, tallies in (("dropped", report.dropped), ("cut", report.shortened)):
         for kind, tally in tallies.items():
             yield "warning", f"{flag}: {_kind(kind, tally, verb)}"
+    if isinstance(config, RMConfig | DPOConfig) and not config.data.apply_chat_template and not config.pairs.prompt_key:
+        yield from _look_at_beginnings(flag, samples)
     if not scope and flag != "--eval_dataset":
         yield from _look_at_number(config, flag, report.kept)
 
@@ -101,6 +104,18 @@ def look_at_columns(config: TrainCommand, flag: str, columns: Sequence[str]) -> 
         read.add("margin")
     if idle := [name for name in columns if name not in read]:
         yield "ok", f"{flag}: no flag names the columns {', '.join(idle)}, so they are not read"
+
+
+def _look_at_beginnings(flag: str, samples: Sequence[Sample]) -> Iterator[tuple[Severity, str]]:
+    """Whole texts have their prompt in common, so that pairs which differ at once have none."""
+    pairs = list(zip(samples[::2], samples[1::2], strict=True))
+    differ = sum(int(chosen.tokens[0]) != int(rejected.tokens[0]) for chosen, rejected in pairs)
+    if 2 * differ > len(pairs):
+        yield (
+            "warning",
+            f"{flag}: chosen and rejected of {differ} pairs differ from the first token on, so they hold no prompt and "
+            "the model never sees one; name its column with --prompt_key",
+        )
 
 
 def _look_at_number(config: TrainCommand, flag: str, kept: int) -> Iterator[tuple[Severity, str]]:

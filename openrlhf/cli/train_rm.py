@@ -14,8 +14,6 @@ from openrlhf.config.commands import RMConfig
 if TYPE_CHECKING:
     from openrlhf.data.reader import Reader
 
-STATISTICS_SHARE = 0.01  # of the training pairs, where there are no evaluation pairs
-
 
 def main(argv: list[str] | None = None) -> None:
     run_training(run, RMConfig, argv)
@@ -23,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(config: RMConfig) -> None:
     """Pairs → ``fit`` → mean and std of the scores → a folder for AutoModelForSequenceClassification."""
-    from openrlhf.cli.supervised import preview, read, save, start, train, train_engine
+    from openrlhf.cli.supervised import is_first, preview, read, save, start, train, train_engine
     from openrlhf.models.adapters import with_adapter
     from openrlhf.models.load import load_score_model
     from openrlhf.models.value_head import ScoreModel
@@ -31,7 +29,7 @@ def run(config: RMConfig) -> None:
     from openrlhf.objectives.reward import pair_loss
     from openrlhf.training.fit import Task
     from openrlhf.training.micro_batches import train_size
-    from openrlhf.training.scores import score_statistics
+    from openrlhf.training.scores import score_statistics, spread_pairs
     from openrlhf.training.update import pair_mean
 
     data, pairs, model = config.data, config.pairs, config.model
@@ -61,7 +59,12 @@ def run(config: RMConfig) -> None:
     )
     task = Task(balanced(objective, model.aux_loss_coef, each_pair), pair_mean, rows=2)
     train(config, "rm", engine, task, samples, evaluation, tokenizer)
-    judged = evaluation or samples[: 2 * max(1, int(STATISTICS_SHARE * len(samples) / 2))]
+    judged = evaluation or spread_pairs(samples)
+    if is_first() and not evaluation:
+        print(
+            f"the mean and std of the scores, for --normalize_reward, are of {len(judged) // 2} of the "
+            f"{len(samples) // 2} training pairs; --eval_dataset names others"
+        )
     micro_batch = train_size(config.train, model)
     mean, std = score_statistics(engine, judged, micro_batch, model.packing_samples, tokenizer.pad_token_id)
     built[0].set_statistics(mean, std)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
-from openrlhf.config.commands import C, Command, build, defaults, flags, flat, groups, types
+from openrlhf.config.commands import COMMANDS, C, Command, build, defaults, flags, flat, groups, types
 from openrlhf.config.dotted import dotted_words, flattened, undotted
 from openrlhf.config.secrets import revealed
 
@@ -72,6 +72,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(command: type[Command]) -> argparse.ArgumentParser:
     """The parser of what is given; defaults are no part of it, since the file comes between."""
     parser = _Parser(
+        prog=next((f"openrlhf {verb}" for verb, known in COMMANDS.items() if known is command), None),
         description=command.__doc__,
         usage="%(prog)s [--flag value ...]",
         allow_abbrev=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -10,6 +11,9 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 logger = logging.getLogger(__name__)
+
+# What it cannot read it logs and raises; the sentence raised below is enough.
+logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
 
 # File name ending → loader of the datasets library.
 FILE_LOADERS = {
@@ -125,12 +129,25 @@ def _load_file(path: Path, flag: str) -> datasets.Dataset:
     try:
         rows = datasets.load_dataset(FILE_LOADERS[path.suffix], data_files=str(path), split="train")
     except (DatasetGenerationError, ValueError, OSError, StopIteration) as error:
-        reason = error.__cause__ or error
+        reason = _first_fault(path) or repr(error.__cause__ or error)
         raise ValueError(
-            f"{flag} {path}: this {path.suffix} file is empty or broken ({reason!r}); check that it is complete"
+            f"{flag} {path}: this {path.suffix} file is empty or broken ({reason}); check that it is complete"
         ) from error
     assert isinstance(rows, datasets.Dataset)
     return rows
+
+
+def _first_fault(path: Path) -> str:
+    """The first line of a file of JSON lines that is no JSON; empty where every line is, and of other files."""
+    if path.suffix != ".jsonl":
+        return ""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                json.loads(line)
+            except ValueError:
+                return f"line {number} is no JSON: {line.strip():.60}"
+    return ""
 
 
 def _check_utf8(path: Path, flag: str) -> None:

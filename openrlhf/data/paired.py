@@ -55,7 +55,7 @@ def paired_samples(
     ``margin`` becomes ``metrics["margin"]`` of the chosen side where it is not empty.
 
     Rows are dropped and reported when prompt or answer is empty, the two sides have different prompts, their tokens are
-    the same once cut, or, with ``drop_long_prompts``, the prompt has ``max_len`` − 2 tokens or more.
+    the same, whole or once cut, or, with ``drop_long_prompts``, the prompt has ``max_len`` − 2 tokens or more.
 
     ``flag`` is the flag the rows came from, for messages. Raises ValueError for a row that does not fit the flags,
     naming it, when no row is usable, and with ``--strict_data`` for any row that is dropped or cut.
@@ -188,16 +188,22 @@ def _pair(
             raise UnusableRow(f"empty {side}")
         if drop_long_prompts and mask.index(True) >= max_len - 2:
             raise UnusableRow("prompt of --max_len - 2 tokens or more")
-    chosen, rejected = _cut(chosen, max_len, eos), _cut(rejected, max_len, eos)
+    chosen, rejected = _ended(chosen, eos), _ended(rejected, eos)
     if chosen[0] == rejected[0]:
         raise UnusableRow("chosen and rejected are the same")
+    chosen, rejected = _cut(chosen, max_len, eos), _cut(rejected, max_len, eos)
+    if chosen[0] == rejected[0]:
+        raise UnusableRow("chosen and rejected that differ only beyond --max_len")
     return _sample(chosen, pair.row, pair.metrics), _sample(rejected, pair.row, {})
+
+
+def _ended(encoded: Encoded, eos: int) -> Encoded:
+    tokens, mask = encoded
+    return (tokens, mask) if tokens[-1] == eos else ([*tokens, eos], [*mask, True])
 
 
 def _cut(encoded: Encoded, max_len: int, eos: int) -> Encoded:
     tokens, mask = encoded
-    if tokens[-1] != eos:
-        tokens, mask = [*tokens, eos], [*mask, True]
     return (tokens, mask) if len(tokens) <= max_len else ([*tokens[: max_len - 1], eos], mask[:max_len])
 
 

@@ -13,6 +13,16 @@ from openrlhf.training.roles import TrainEngine
 from openrlhf.types import Sample
 
 LEAST_STD = 1e-8
+LEAST_PAIRS = 100
+SHARE = 100  # one training pair in so many, where there are no others
+
+
+def spread_pairs(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """One pair in a hundred of ``samples`` (chosen, rejected, chosen, …), at least 100 or all, at even distances."""
+    pairs = len(samples) // 2
+    wanted = min(pairs, max(LEAST_PAIRS, pairs // SHARE))
+    first = [2 * (i * pairs // wanted) for i in range(wanted)]
+    return [sample for i in first for sample in samples[i : i + 2]]
 
 
 def score_statistics(

@@ -63,7 +63,9 @@ def test_every_verb_answers_help(verb: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
     assert stop.value.code == 0
-    assert "--" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--" in shown
+    assert f"openrlhf {verb} " in shown
 
 
 def test_the_list_of_verbs_imports_none_of_them() -> None:

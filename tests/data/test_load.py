@@ -107,6 +107,13 @@ def test_the_line_that_is_not_utf8_is_named(tmp_path):
         load(tmp_path / "latin.jsonl")
 
 
+def test_the_line_that_is_no_json_is_named_and_nobody_else_complains(tmp_path, caplog):
+    (tmp_path / "broken.jsonl").write_text('{"a": "ok"}\n{oops\n{"a": "ok"}\n')
+    with pytest.raises(ValueError, match=r"broken\.jsonl: .*\(line 2 is no JSON: \{oops\); check that it is complete$"):
+        load(tmp_path / "broken.jsonl")
+    assert not caplog.records
+
+
 def test_a_missing_file_and_an_unknown_name_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"^--dataset .*none\.json: there is no such file$"):
         load(tmp_path / "none.json")

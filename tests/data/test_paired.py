@@ -207,7 +207,7 @@ def test_each_side_is_cut_at_max_len_and_ends_in_eos(make_tokenizer):
     assert report.line() == "4 of 4 rows kept; shortened: text over --max_len 2 (first row 0: 'qaaaaaa')"
 
 
-def test_pairs_that_are_the_same_once_cut_are_dropped(make_tokenizer):
+def test_pairs_that_are_the_same_are_dropped_and_told_from_those_that_the_limit_makes_the_same(make_tokenizer):
     rows = [
         {"p": "q", "chosen": "aaab", "rejected": "aaac"},
         {"p": "q", "chosen": "aabb", "rejected": "aacb"},
@@ -216,7 +216,10 @@ def test_pairs_that_are_the_same_once_cut_are_dropped(make_tokenizer):
     ]
     kept, report = build(make_tokenizer(), rows, prompt_key="p", max_len=5)
     assert [chosen.group for chosen, _ in kept] == [1]
-    assert reasons(report) == {"chosen and rejected are the same": (3, 0)}
+    assert reasons(report) == {
+        "chosen and rejected that differ only beyond --max_len": (1, 0),
+        "chosen and rejected are the same": (2, 2),
+    }
 
 
 def test_prompt_limit_is_max_len_minus_two(make_tokenizer):
@@ -234,7 +237,7 @@ def test_without_the_limit_long_prompts_stay_while_the_sides_differ(make_tokeniz
     assert [chosen.group for chosen, _ in kept] == [0, 1]
     assert kept[1][0].tokens.tolist() == [q] * 6 + [a, eos]
     assert kept[1][1].tokens.tolist() == [q] * 6 + [b, eos]
-    assert reasons(report) == {"chosen and rejected are the same": (2, 2)}
+    assert reasons(report) == {"chosen and rejected that differ only beyond --max_len": (2, 2)}
 
 
 def test_the_margin_is_with_the_chosen_side(make_tokenizer):

@@ -50,6 +50,12 @@ def test_a_reward_model_tells_the_pairs_apart_and_loads_as_a_classifier(flags: d
     assert model.config.std == pytest.approx(float(scores.std()), abs=1e-5)
 
 
+def test_without_evaluation_pairs_it_says_whose_scores_the_statistics_are(flags: dict[str, Any], capsys: Any) -> None:
+    run(train_rm.main, flags | {"max_epochs": 1})
+    said = "the mean and std of the scores, for --normalize_reward, are of 8 of the 8 training pairs"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("variant", [{}, {"ipo": True}, {"label_smoothing": 0.1}, {"nll_loss_coef": 0.2}], ids=str)
 def test_preferences_are_learned(flags: dict[str, Any], variant: dict[str, Any]) -> None:
     folder = run(train_dpo.main, flags | {"max_epochs": 10, "beta": 0.5, **variant})
