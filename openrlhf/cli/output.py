@@ -1,4 +1,4 @@
-"""Standard output and error on a disk that is full: what a run says is lost then, and not the run."""
+"""Standard output and error: said line by line, into a file too, and lost, not fatal, where the disk is full."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Sparing(io.FileIO):
 
 
 def spare_output() -> None:
-    """From now on a full disk under the standard streams is no error; streams that somebody replaced stay theirs."""
+    """From now on a line appears when it is said, wherever it goes, and a full disk under the standard streams is no
+    error; streams that somebody replaced stay theirs."""
     if sys.stdout is sys.__stdout__ and sys.stdout is not None:
         sys.stdout = _sparing(sys.stdout)
     if sys.stderr is sys.__stderr__ and sys.stderr is not None:
@@ -38,5 +39,5 @@ def _sparing(stream: TextIO) -> TextIO:
         io.BufferedWriter(Sparing(stream.fileno(), "wb", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
-        line_buffering=bool(stream.line_buffering),
+        line_buffering=True,
     )

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -84,14 +85,15 @@ def load_score_model(
     prefix = hf_config.to_dict().get("value_head_prefix") or prefix
     hf_config.value_head_prefix = prefix
     hf_config.num_labels = 1
-    hf, missing = _load(
-        AutoModelForSequenceClassification,
-        path,
-        config,
-        flag,
-        config=hf_config,
-        key_mapping={rf"^{prefix}\.": "score."},
-    )
+    with _without_load_report():
+        hf, missing = _load(
+            AutoModelForSequenceClassification,
+            path,
+            config,
+            flag,
+            config=hf_config,
+            key_mapping={rf"^{prefix}\.": "score."},
+        )
     _refuse_missing(missing - {"score.weight"}, path, flag)
     if new_head:
         init_head(hf.score)
@@ -211,6 +213,18 @@ def _refuse_missing(missing: set[str], path: str, flag: str) -> None:
             f"{flag} {path}: its files lack {len(missing)} weights of the model, such as {min(missing)}; take the "
             "whole folder of a model of this kind"
         )
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Transformers' table of missing and superfluous weights. A language model always lacks a reward head; what else is
+    missing is refused."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
 
 
 def _use_flash_attn_package(config: ModelConfig) -> bool:

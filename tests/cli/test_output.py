@@ -47,6 +47,12 @@ def test_where_there_is_room_all_is_said(tmp_path: Path) -> None:
     assert err.read_text() == "".join(f"said {number}\n" for number in range(5))
 
 
+def test_a_line_is_there_as_soon_as_it_is_said() -> None:
+    killed = "import os; from openrlhf.cli.output import spare_output; spare_output(); print('step 1'); os._exit(1)"
+    done = subprocess.run([sys.executable, "-c", killed], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "step 1\n"
+
+
 def test_other_troubles_are_errors_still() -> None:
     closed = (
         "import os; from openrlhf.cli.output import spare_output; spare_output(); os.close(1); print(1, flush=True)"

@@ -64,6 +64,13 @@ def test_new_head_has_the_documented_spread() -> None:
     assert abs(float(head.weight.detach().mean())) < 1e-5
 
 
+def test_a_head_that_a_language_model_cannot_have_is_not_complained_of(
+    tiny_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    load_score_model(str(tiny_folder), ModelConfig(pretrain=str(tiny_folder)), "score", new_head=True)
+    assert "score.weight" not in capfd.readouterr().err
+
+
 def test_folder_loads_as_sequence_classifier_with_equal_scores(tiny_folder: Path, tmp_path: Path) -> None:
     config = ModelConfig(pretrain=str(tiny_folder))
     tokenizer = load_tokenizer(str(tiny_folder), config)
