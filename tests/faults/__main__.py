@@ -1,12 +1,15 @@
 """``python -m tests.faults``: inject every fault and print the table; exit code 1 when a run does not survive one.
 
-``--write`` keeps it in docs/faults.md.
+``--write`` keeps it in docs/faults.md. ``--report`` takes how the tests ended from a run of the suite that is over,
+``make test PYTEST_ARGS=--junitxml=report.xml``.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -30,17 +33,27 @@ class Outcomes:
         if report.outcome != "passed" or name not in self.ends:
             self.ends[name] = report.outcome
 
+    def read(self, report: Path) -> None:
+        """What a JUnit report says, ``<testcase classname="tests.cluster.test_vllm" name="test_x[a]" time="1.5">``."""
+        for case in ElementTree.parse(report).iter("testcase"):
+            name = f"{case.attrib['classname'].removeprefix('tests.').replace('.', '/')}.py::{case.attrib['name']}"
+            ends = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+            self.ends[name] = next((ends[part.tag] for part in case if part.tag in ends), "passed")
+            self.seconds[name] = float(case.attrib["time"])
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write the table to docs/{PAGE.name} too")
+    parser.add_argument("--report", type=Path, help="a JUnit report of the whole suite, instead of running tests")
     parser.add_argument("rows", nargs="*", help="R01 R24 …: these rows alone")
     args = parser.parse_args()
     chosen = [fault for fault in FAULTS if not args.rows or fault.id in args.rows]
     outcomes = Outcomes()
-    files = [str(TESTS / name) for name in named(chosen)]
-    if files and pytest.main(["-q", "--rootdir", str(TESTS.parent), *files], plugins=[outcomes]) > 1:
-        raise SystemExit("pytest could not run the tests: see above")
+    if args.report:
+        outcomes.read(args.report)
+    else:
+        run(named(chosen), outcomes)
     rows = [row_of(fault, outcomes.ends, outcomes.seconds) for fault in chosen]
     for row in rows:
         print(row.line())
@@ -52,6 +65,14 @@ def main() -> None:
         PAGE.write_text(text, encoding="utf-8")
     if any(row.survived is False for row in rows):
         raise SystemExit(1)
+
+
+def run(names: Iterable[str], outcomes: Outcomes) -> None:
+    """Two files at once, as ``make test`` does."""
+    files = [str(TESTS / name) for name in names]
+    options = ["-q", "-n", "2", "--dist", "loadfile", "--rootdir", str(TESTS.parent)]
+    if files and pytest.main([*options, *files], plugins=[outcomes]) > 1:
+        raise SystemExit("pytest could not run the tests: see above")
 
 
 if __name__ == "__main__":
