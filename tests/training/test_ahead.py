@@ -143,7 +143,7 @@ def test_a_step_on_responses_of_two_versions_equals_the_slow_script() -> None:
     stopping = Stopping(models, 3)
     params = SamplingParams(temperature=0.8, max_new_tokens=6, stop_token_ids=(1,), seed=11)
     asked = [prompt for prompt in EVERY[:2] for _ in range(4)]
-    answers = finished(stopping.ask, [prompt.tokens for prompt in asked], params)
+    answers = finished(stopping.ask, [prompt.tokens for prompt in asked], params, str)
     samples, plain, sampled = [], [], []
     for place, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
         reward = float(sum(answer.token_ids) % 7)
