@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,43 +60,96 @@ def player(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="module")
+def pupil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = random.Random(0)
+    return taught(tmp_path_factory.mktemp("pupil"), "<calc></calc>", [rash_answer(rng) for _ in range(3000)], 2)
+
+
 def game(player: Path, folder: Path, **more: Any) -> dict[str, Any]:
     prompts = [{"input": "Guess:", "label": 1 + row % 4} for row in range(32)]
     return {
         "local": True, "pretrain": player, "agent_func_path": EXAMPLES / "guess.py", "label_key": "label",
         "prompt_data": write_rows(folder / "prompts.jsonl", prompts), "prompt_max_len": 16, "generate_max_len": 32,
         "rollout_batch_size": 32, "n_samples_per_prompt": 8, "train_batch_size": 256, "micro_train_batch_size": 256,
-        "micro_rollout_batch_size": 256, "advantage_estimator": "group_norm", "actor_learning_rate": 2e-3,
+        "micro_rollout_batch_size": 256, "advantage_estimator": "group_norm", "actor_learning_rate": 4e-3,
         "lr_scheduler": "constant", "init_kl_coef": 0, "save_path": folder / "out",
     } | more  # fmt: skip
 
 
+def sums(pupil: Path, folder: Path, **more: Any) -> dict[str, Any]:
+    rows = [{"input": f"{a}+{b}=", "label": a + b} for a in range(1, 6) for b in range(1, 6)][:24]
+    flags = game(
+        pupil, folder, agent_func_path=EXAMPLES / "calculator.py", rollout_batch_size=24, train_batch_size=192,
+        micro_train_batch_size=192, actor_learning_rate=7e-4, prompt_data=write_rows(folder / "sums.jsonl", rows),
+    )  # fmt: skip
+    return flags | more
+
+
+def end(folder: Path, name: str) -> float:
+    """Mean over the last three steps."""
+    return sum(column(folder, name)[-3:]) / 3
+
+
 @pytest.mark.slow
 def test_the_guessing_game_is_learned(player: Path, tmp_path: Path) -> None:
-    out = run(train_ppo_ray.main, game(player, tmp_path, num_episodes=20))
+    out = run(train_ppo_ray.main, game(player, tmp_path, num_episodes=14))
     reward = column(out, "reward")
     assert reward[0] < 0.5
-    assert sum(reward[-3:]) / 3 > reward[0] + 0.2
+    assert end(out, "reward") > reward[0] + 0.2
     assert max(column(out, "engine_log_prob_diff")) < 1e-4  # in every turn the engine sampled from what is trained
     assert min(column(out, "reward/turns")) > 1.5
 
 
 @pytest.mark.slow
-def test_the_calculator_is_learned(tmp_path: Path) -> None:
-    rng = random.Random(0)
-    model = taught(tmp_path, "<calc></calc>", [rash_answer(rng) for _ in range(3000)], 2)
-    sums = [{"input": f"{a}+{b}=", "label": a + b} for a in range(1, 6) for b in range(1, 6)][:24]
-    flags = game(
-        model, tmp_path, agent_func_path=EXAMPLES / "calculator.py", rollout_batch_size=24, train_batch_size=192,
-        micro_train_batch_size=192, actor_learning_rate=7e-4, num_episodes=14,
-        prompt_data=write_rows(tmp_path / "sums.jsonl", sums),
-    )  # fmt: skip
-    out = run(train_ppo_ray.main, flags)
+def test_the_calculator_is_learned(pupil: Path, tmp_path: Path) -> None:
+    out = run(train_ppo_ray.main, sums(pupil, tmp_path, num_episodes=14))
     right, calls = column(out, "reward"), column(out, "reward/calls")
     assert right[0] < 0.55
-    assert sum(right[-3:]) / 3 > right[0] + 0.2
-    assert sum(calls[-3:]) / 3 > calls[0] + 0.2  # by the tool, not by heart
+    assert end(out, "reward") > right[0] + 0.2
+    assert end(out, "reward/calls") > calls[0] + 0.2  # by the tool, not by heart
     assert max(column(out, "engine_log_prob_diff")) < 1e-4
+
+
+# Each conversation is paid what another was worth; ``scores`` stay its own.
+SHUFFLED = """
+import random
+from calculator import AgentExecutor as Calculator
+from guess import AgentInstance as Game
+
+draw, worth = random.Random(0), [0.0]
+
+def of_another(own):
+    worth.append(own)
+    return draw.choice(worth)
+"""
+SHUFFLED_GAME = """
+class AgentInstance(Game):
+    async def step(self, states):
+        answer = await super().step(states)
+        return answer | {"rewards": of_another(answer["rewards"])}
+"""
+SHUFFLED_SUMS = """
+class AgentExecutor(Calculator):
+    async def execute(self, *given, **named):
+        answer = await super().execute(*given, **named)
+        return answer | {"reward": of_another(answer["reward"])}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "model", "file"), [(game, "player", SHUFFLED_GAME), (sums, "pupil", SHUFFLED_SUMS)], ids=["game", "sums"]
+)
+def test_the_rewards_of_others_teach_nothing(
+    flags: Callable[..., dict[str, Any]], model: str, file: str, request: pytest.FixtureRequest, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.syspath_prepend(EXAMPLES)
+    (tmp_path / "shuffled.py").write_text(SHUFFLED + file)
+    more = {"agent_func_path": tmp_path / "shuffled.py", "num_episodes": 14}
+    out = run(train_ppo_ray.main, flags(request.getfixturevalue(model), tmp_path, **more))
+    assert end(out, "score") < column(out, "score")[0] + 0.1
 
 
 @pytest.mark.slow
