@@ -113,11 +113,11 @@ class Engines:
             lost = ", ".join(self.names[place] for place in dead)
             if self.failures >= MOST_FAILURES:
                 raise EnginesLost(f"vLLM engines died {MOST_FAILURES} times in a row, the last time {lost}: {why}")
-            print(f"starting {lost} again: {why}", file=sys.stderr)
             time.sleep(FIRST_PAUSE_S * 4 ** (self.failures - 1))
             for place in dead:
                 ray.kill(self.engines[place])
                 self.engines[place] = self.start(place)
+            print(f"starting {lost} again: {why}", file=sys.stderr)  # not where the run has ended, which start knows
             dead, why = self._awake()
             if not dead:
                 dead, why = self.weights.renew(), "died in the weight sync"

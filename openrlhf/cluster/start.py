@@ -19,6 +19,15 @@ from openrlhf.config.commands import PPOConfig
 from openrlhf.models.hub import local_folder
 
 GPU_SHARE = 0.2  # of a device, for each role in a shared pool: Ray then lets them live together
+# With one of these set to 1 where Ray was started, it would show every process all devices of its machine, and each
+# would take the first one. Where it may show them their own, nobody counts devices.
+OWN_DEVICES_ONLY = {
+    f"RAY_EXPERIMENTAL_NOSET_{name}": ""
+    for name in (
+        *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES"),
+        *("HABANA_VISIBLE_MODULES", "ZE_AFFINITY_MASK", "NEURON_RT_VISIBLE_CORES", "TPU_VISIBLE_CHIPS"),
+    )
+}
 CPU_SHARE = 0.01  # workers without GPUs are processes that share the cores as the system sees fit
 
 
@@ -82,7 +91,9 @@ def start_workers(pool: Pool, config: PPOConfig, gpus: bool, deadline_s: float) 
 
 
 def worker_environment(gpus: bool) -> dict[str, str]:
-    return {} if gpus else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "DS_ACCELERATOR": "cpu"}
+    if gpus:
+        return OWN_DEVICES_ONLY
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "DS_ACCELERATOR": "cpu"}
 
 
 def engine_starter(
@@ -97,7 +108,7 @@ def engine_starter(
     ) if share else []  # fmt: skip
 
     def start(number: int) -> Any:
-        environment = engine_environment(gpus, size)
+        environment = {**OWN_DEVICES_ONLY, **engine_environment(gpus, size)}
         options: dict[str, Any] = {"num_cpus": CPU_SHARE, "num_gpus": size if gpus and not share else 0}
         if share:
             # The engine sees the GPUs of its neighbours: Ray cannot give one actor shares of several bundles.

@@ -1,11 +1,13 @@
-"""``--partial_rollout`` on Ray + vLLM + DeepSpeed: every rollout is broken off by a sync and goes on, and a run ends
-while one is in flight.
+"""``--partial_rollout`` on Ray + vLLM + DeepSpeed: every rollout is broken off by a sync and goes on, an engine dies in
+the middle of one, and a run ends while one is in flight.
 
 The engines are held in the middle of a rollout until the sync comes, so nothing here depends on how fast they are.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 from concurrent.futures import Future
@@ -35,6 +37,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 DEADLINE_S = 240.0
 LENGTH, HELD_AT = 12, 5
 STEPS = 4
+DEATH = 2  # the sync before which the second engine dies, in the middle of the rollout of the step after it
 PROMPTS = [Prompt(i, f"p{i}", [10 + i, 11, 12 + i]) for i in range(2 * STEPS)]
 REWARD = """
 def reward_func(queries, prompts, labels):
@@ -92,7 +95,7 @@ class Witness:
         self.roles = roles
         self.folder = folder
         self.rollouts: list[Future[list[Sample]]] = []
-        self.engines = roles.rollout.engines.engine.engines
+        self.held = list(roles.rollout.engines.engine.engines)
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
         self.rollouts.append(self.roles.rollout.collect(prompts, seed))
@@ -102,13 +105,20 @@ class Witness:
         gather(self.roles.actor.save_state(None, self.folder / str(version)), deadline_s=DEADLINE_S)
         if version < STEPS:
             self.beside(wait_until_held)
+        if version == DEATH:
+            pid = aside(self.held.pop(), lambda engine: os.getpid())
+            os.kill(ray.get(pid, timeout=DEADLINE_S), signal.SIGKILL)
         return self.roles.rollout.sync(version)
 
     def beside(self, act: Any) -> None:
-        from openrlhf.cluster.calls import ASIDE
+        """In the engines that there were at the start and that live."""
+        ray.get([aside(engine, act) for engine in self.held], timeout=DEADLINE_S)
 
-        calls = [engine.__ray_call__.options(concurrency_group=ASIDE).remote(act) for engine in self.engines]
-        ray.get(calls, timeout=DEADLINE_S)
+
+def aside(engine: Any, act: Any) -> Any:
+    from openrlhf.cluster.calls import ASIDE
+
+    return engine.__ray_call__.options(concurrency_group=ASIDE).remote(act)
 
 
 class Again:
@@ -138,8 +148,10 @@ def test_every_rollout_is_broken_off_by_a_sync_and_goes_on(tiny_folder: Path, tm
     with ray_session(config), cluster_roles(config, tokenizer, STEPS, DEADLINE_S) as roles:
         witness = Witness(roles, tmp_path)
         witness.beside(hold)
+        started = list(witness.held)
         witnessed = replace(roles, rollout=witness)
         ppo.train(config, witnessed, prompt_batches(PROMPTS, config), log, tokenizer.pad_token_id, DEADLINE_S)
+        replaced = [e != s for e, s in zip(roles.rollout.engines.engine.engines, started, strict=True)]
         in_flight = [roles.rollout.collect(PROMPTS[:2], seed) for seed in (7, 8)]
         witness.beside(wait_until_held)
     # A run that ends with rollouts in flight: nobody waits for what will not come, and no thread outlives Ray.
@@ -147,9 +159,15 @@ def test_every_rollout_is_broken_off_by_a_sync_and_goes_on(tiny_folder: Path, tm
         assert isinstance(rollout.exception(timeout=0), PartLost)
     assert [t.name for t in threading.enumerate() if t.name.startswith(("engines", "rewards", "sync", "role"))] == []
 
+    assert replaced == [False, True]
     rollouts = [rollout.result(timeout=0) for rollout in witness.rollouts]
     prompts = [prompt.text for prompt in PROMPTS for _ in range(4)]
     assert sorted(sample.prompt for samples in rollouts for sample in samples) == prompts
+    # What the dead engine had sampled is lost: its answers, those to the second prompt, are of the weights that its
+    # successor got. Those of the other engine went on.
+    first, second = rollouts[DEATH][:4], rollouts[DEATH][4:]
+    assert all(set(sample.weight_versions[sample.action_mask].tolist()) == {DEATH} for sample in second)
+    assert all(int(sample.weight_versions[sample.action_mask][0]) == DEATH - 1 for sample in first)
     check_tokens(rollouts, [tiny_folder, *(tmp_path / str(version) for version in range(1, STEPS))])
     assert log.lines[0]["mixed"] == 0 < min(line["mixed"] for line in log.lines[1:])
     assert [line["staleness_max"] for line in log.lines] == [0, 1, 1, 1]
