@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from openrlhf.inspect.evidence import Evidence
-from openrlhf.inspect.rules import RULES, Finding, Rule, Unknown
+from openrlhf.inspect.rules import RULES
+from openrlhf.inspect.rules.finding import Finding, Rule, Unknown
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,6 @@ class Evidence:
         return [line[name] for line in self.lines if name in line and math.isfinite(line[name])]
 
     @cached_property
-    def first_samples(self) -> list[Named]:
-        return named(self.early)
-
-    @cached_property
     def last_samples(self) -> list[Named]:
         return named(self.late)
 
@@ -94,6 +90,12 @@ def ends(values: Sequence[float]) -> tuple[float, float]:
     """The mean of the first and of the last fifth."""
     part = max(1, len(values) // 5)
     return fmean(values[:part]), fmean(values[-part:])
+
+
+def worst_fifth(values: Sequence[float]) -> float:
+    """The highest mean over as many values in a row as a fifth of them."""
+    part = max(1, len(values) // 5)
+    return max(fmean(values[start : start + part]) for start in range(len(values) - part + 1))
 
 
 def length(sample: StoredSample) -> int:

@@ -63,11 +63,18 @@ class Pages:
         return self._page(f"prompt {prompt_id}", self._prompt(prompt_id, [steps_of(run) for run in self.runs]))
 
     def export(self, steps: Sequence[int] | None = None) -> str:
-        """Everything in one page: the overview, and of ``steps`` (the first and the last stored one) all samples."""
+        """Everything in one page: the overview, and of ``steps`` (the first and the last stored one) all samples.
+
+        Raises ValueError when no run has stored one of ``steps``.
+        """
+        there = {step for run in self.runs for step in steps_of(run)}
+        if absent := [str(step) for step in steps or () if step not in there]:
+            stored_ones = f"{len(there)} steps from {min(there)} to {max(there)}" if there else "no step"
+            raise ValueError(f"--steps {' '.join(absent)}: samples are stored of {stored_ones}, not of these.")
         chosen = [self._exported_steps(run, steps) for run in self.runs]
         found = [(run, stored(self.runs[run], step)) for run, numbers in enumerate(chosen) for step in numbers]
         prompts = dict.fromkeys(sample.prompt_id for _, step in found for sample in step.samples)
-        there = {
+        made = {
             "overview",
             *(f"step-{run}-{step.step}" for run, step in found),
             *(f"sample-{run}-{step.step}-{sample.row}" for run, step in found for sample in step.samples),
@@ -76,7 +83,7 @@ class Pages:
 
         def link(kind: str, *numbers: int) -> str | None:
             name = "-".join([kind, *map(str, numbers)])
-            return f"#{name}" if name in there else None
+            return f"#{name}" if name in made else None
 
         pages = replace(self, link=link)
         parts = [pages._overview()]

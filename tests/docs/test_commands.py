@@ -14,10 +14,7 @@ import pytest
 from openrlhf.cli import demo
 from openrlhf.cli.main import VERBS
 from openrlhf.cluster.placement import plan
-from openrlhf.config.commands import (
-    COMMANDS,
-    PPOConfig,
-)
+from openrlhf.config.commands import COMMANDS, PPOConfig, types
 from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN
 from openrlhf.config.parse import read, write_yaml
 from tests.docs.shell import ROOT, bash_blocks, commands_of, run_by_srun, without_launcher
@@ -169,6 +166,29 @@ def test_the_slurm_script_starts_ray_on_every_machine(folder: Path, monkeypatch:
     starts = [words for words in commands if words[0] == "srun" and run_by_srun(words)[:2] == ["ray", "start"]]
     assert sorted("--head" in words for words in starts) == [False, True]
     assert {(words[2], words[3]) for words in starts} == {("--nodes=1", "--ntasks=1"), ("--nodes=2", "--ntasks=2")}
+
+
+# Flags of commands that have no configuration.
+OWN_FLAGS = {"config", "help", "assume", "rows", "export", "steps", "model", "reward_model", "critic_model"}
+
+
+def test_prose_names_what_there_is() -> None:
+    """Commands, flags, targets of make and extras, in pages and in the text of the code."""
+    every = {flag for command in COMMANDS.values() for flag in types(command)} | OWN_FLAGS
+    there = {
+        r"`(?:\.venv/bin/)?openrlhf ([a-z_]+)": set(VERBS),
+        r"`--([a-z]\w*)(?=[ =`])": every,
+        r"`make (\w+)": make_targets(),
+        r"openrlhf\[([\w,]+)\]": set(project()["optional-dependencies"]),
+    }
+    wrong = [
+        f"{path.relative_to(ROOT)}: {found}"
+        for path in [*PAGES, ROOT / "benchmarks/RESULTS.md", *sorted((ROOT / "openrlhf").rglob("*.py"))]
+        for pattern, names in there.items()
+        for found in re.findall(pattern, path.read_text(encoding="utf-8"))
+        if not set(found.split(",")) <= names
+    ]
+    assert not wrong
 
 
 def test_the_page_of_scripts_has_them_all() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def other(run: Path) -> Path:
+    """With rewards half as high, and whose samples nothing flags."""
+    quiet = [replace(s, per_token={}, truncated=False, outcome=s.row / 2, reward=s.row / 2) for s in stored(1)]
+    return write_run(run.with_name("two"), [{"reward": 0.5}, {"reward": 0.25}], [step_of(1, quiet)])
+
+
+@pytest.fixture(scope="module")
 def served(run: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "openrlhf.cli.view", str(run), "--port", "0"]
+    yield from serving(run)
+
+
+@pytest.fixture(scope="module")
+def both_served(run: Path, other: Path) -> Iterator[str]:
+    yield from serving(run, other)
+
+
+def serving(*runs: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "openrlhf.cli.view", *map(str, runs), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     found = re.search(r"http://\S+", server.stdout.readline())
@@ -88,6 +105,9 @@ def test_rollouts_are_sorted_and_filtered(page: Any, served: str) -> None:
     page.check("input[name=truncated]")
     assert rows(page) == ["5"]
     page.uncheck("input[name=truncated]")
+    page.check("input[name=flagged]")
+    assert len(rows(page)) == 8  # engine and trainer differ in all
+    page.uncheck("input[name=flagged]")
     page.fill("input[name=text]", "ALERT(2)")
     assert len(rows(page)) == 8  # in every prompt
     page.fill("input[name=text]", "")
@@ -112,6 +132,22 @@ def test_tokens_are_coloured_and_tell_their_numbers(page: Any, served: str) -> N
     assert "outside the action mask" in page.inner_text(".told")
     page.click("a:text-is('prompt 40')")
     assert page.locator("a:text-is('1:3')").count() == 1  # the same prompt at another step
+
+
+def test_two_runs_stand_beside_each_other(page: Any, both_served: str) -> None:
+    page.goto(both_served)
+    reward = page.locator("figure", has=page.locator("figcaption b:text-is('reward')"))
+    assert reward.locator("polyline.run0").count() == reward.locator("polyline.run1").count() == 1
+    assert "0.25" in reward.locator("figcaption .run1").inner_text()
+    page.click(".steps a:text-is('1') >> nth=0")
+    page.click("a:text-is('the same step of the other run')")
+    page.check("input[name=flagged]")
+    assert rows(page) == []
+    page.uncheck("input[name=flagged]")
+    page.click("tbody a:text-is('41') >> nth=0")
+    columns = page.locator(".beside > div")  # the same prompt: step after step in one run, and in the other
+    assert [columns.nth(i).locator("a:text-is('1:6')").count() for i in (0, 1)] == [1, 1]
+    assert [columns.nth(i).locator("a:text-is('3:6')").count() for i in (0, 1)] == [1, 0]
 
 
 def test_a_page_of_a_run_that_goes_on_follows_it(page: Any, served: str, run: Path) -> None:

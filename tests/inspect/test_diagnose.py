@@ -13,7 +13,8 @@ import torch
 from openrlhf.cli import diagnose as command
 from openrlhf.inspect.diagnose import Diagnosis, diagnose, report
 from openrlhf.inspect.evidence import Evidence, gather_evidence
-from openrlhf.inspect.rules import RULES, Finding, Unknown
+from openrlhf.inspect.rules import RULES
+from openrlhf.inspect.rules.finding import Finding, Unknown
 from openrlhf.training.sample_file import StoredSample, StoredStep
 from tests.inspect.runs import sample, step_of, write_run
 

@@ -220,6 +220,8 @@ def test_the_command_writes_a_file(run: Path, tmp_path: Path, capsys: pytest.Cap
         (["{run}", "nowhere"], "nowhere is no run folder"),
         (["{run}", "--steps", "3"], "--steps chooses what --export FILE writes"),
         (["{run}", "--export", "{run}"], "cannot be written (Is a directory)"),
+        (["{run}", "--export", "x", "--steps", "3", "4"], "--steps 4: samples are stored of 3 steps from 1 to 5, not"),
+        (["{run}", "--export", "x", "--steps", "4", "6"], "--steps 4 6: samples"),
     ],
 )
 def test_what_cannot_be_shown(run: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
