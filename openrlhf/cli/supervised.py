@@ -130,10 +130,15 @@ def train(
         log = RunLog(folder, config.log, flat(config), writes=is_first(), done=checkpoints.start.step)
         log.start(total_steps(len(samples) // task.rows, config.train), title)
         pulse, pad = Pulse(folder / "stacks", config.deepspeed.deadline), tokenizer.pad_token_id
+
+        def enter(phase: str, after: int) -> None:
+            pulse.enter(phase, after)
+            log.enter(phase)
+
         try:
             fit(
                 engine, task, samples, evaluation, config.train, config.log, log, pad,
-                train_size(config.train, config.model, task.rows), checkpoints, pulse.enter,
+                train_size(config.train, config.model, task.rows), checkpoints, enter,
             )  # fmt: skip
         finally:
             pulse.close()

@@ -33,7 +33,7 @@ class Evaluation:
         """The policy that a run begins with, as step 0."""
         if not self.prompts or start.step > 0:
             return
-        phases = Phases(self.roles.busy)
+        phases = Phases(self.roles.busy, enter=log.enter)
         with phases("evaluate"):
             rates = self.rates()
         log.step(0, {**rates, **phases.seconds})

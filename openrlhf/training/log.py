@@ -63,6 +63,11 @@ class RunLog:
         if self.file is not None:
             self.bar = tqdm(total=steps, initial=self.done, desc=title, unit="step", dynamic_ncols=True, disable=None)
 
+    def enter(self, part: str) -> None:
+        """Show behind the bar what a step is at, and since when: a part may take long."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{part} since {time.strftime('%H:%M:%S')}")
+
     def step(self, step: int, metrics: Metrics) -> None:
         """Record a step; step 0 is what was measured before the first.
 
@@ -115,16 +120,20 @@ class Phases:
     """Wall seconds of the named parts of a step, ``time/<part>``, and of the work of other processes in each,
     ``busy/<part>``, where they report it."""
 
-    def __init__(self, busy: BusyClock | None = None, after: int = 0) -> None:
-        """``after`` is the step that the run has finished."""
+    def __init__(
+        self, busy: BusyClock | None = None, after: int = 0, enter: Callable[[str], None] = lambda part: None
+    ) -> None:
+        """``after`` is the step that the run has finished; ``enter`` hears which part comes."""
         self.busy = busy or BusyClock()
         self.after = after
+        self.enter = enter
         self.busy.take()  # work between two steps, as for a checkpoint, belongs to no phase
         self.began = time.monotonic()
         self.seconds: Metrics = {}
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        self.enter(part)
         start = time.monotonic()
         try:
             yield

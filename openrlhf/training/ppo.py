@@ -68,7 +68,7 @@ def train(
     asked = rollouts(config, roles, prompt_batches, progress.step + 1, deadline_s)
     while True:
         # Where engines work beside the trainers, what they worked belongs to no phase.
-        phases = Phases(None if ahead else roles.busy, progress.step)
+        phases = Phases(None if ahead else roles.busy, progress.step, log.enter)
         saved_first = checkpoints.saved_first(progress) if checkpoints else nullcontext()
         with phases("rollout"), lost_after(progress.step), saved_first:
             if (rollout := next(asked, None)) is None:

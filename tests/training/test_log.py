@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import re
 import struct
 import time
 from contextlib import suppress
@@ -10,7 +12,7 @@ import pytest
 from openrlhf.config.commands import SFTConfig
 from openrlhf.config.groups import LogConfig
 from openrlhf.config.parse import flat, read
-from openrlhf.training.log import RunLog, time_left
+from openrlhf.training.log import Phases, RunLog, time_left
 
 
 def test_every_logged_step_is_a_line_of_metrics_jsonl(tmp_path):
@@ -46,6 +48,26 @@ def test_a_line_says_how_many_steps_are_left_after_a_resume_too(tmp_path, capsys
         (line,) = capsys.readouterr().out.splitlines()
         assert line.startswith(f"step {done + 1}: reward 0.5  kl 0.1  response_length 7  tokens_per_second 9  left ")
         assert line.endswith(f" for {9 - done} steps")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_what_a_step_is_at(tmp_path, monkeypatch, terminal):
+    """And a log file has no bars."""
+    shown = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    log = RunLog(tmp_path, LogConfig(), {})
+    log.start(10, "rl")
+    with Phases(enter=log.enter)("rollout"):
+        pass
+    log.step(1, {"reward": 0.5})
+    log.close()
+    assert (re.search(r"rl: +0%.* 0/10 .*rollout since \d\d:\d\d:\d\d\]", shown.getvalue()) is not None) is terminal
+    assert terminal or shown.getvalue() == ""
 
 
 def test_an_evaluation_is_always_a_line(tmp_path):
