@@ -42,6 +42,7 @@ from openrlhf.backends.deepspeed_plan import tensor_parallel_config
 from openrlhf.backends.deepspeed_tensor_parallel import cut_dimensions, gradient_norm, whole
 from openrlhf.backends.layout import Layout
 from openrlhf.backends.local import lr_schedule
+from openrlhf.backends.meeting import limit_waits
 from openrlhf.backends.pieces import Piece, load_pieces, load_schedule, save_pieces
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
@@ -112,6 +113,7 @@ class DeepSpeedForward:
         module = load(lambda: _frozen(build()), config, layout.tensor, self.device)
         module.ring = ring_of(layout, model, sharding)
         self.model, *_ = deepspeed.initialize(model=module, config=config)
+        limit_waits(timedelta(seconds=sharding.deadline))
         _skip_input_check(self.model)
         self.model.eval()
         self._asleep: list[deepspeed_states.HostCopy] = []
@@ -168,6 +170,7 @@ class DeepSpeedTrain:
             ),
             lr_scheduler=partial(lr_schedule, optim=optim, total_steps=total_steps),
         )
+        limit_waits(timedelta(seconds=sharding.deadline))
         if sharding.deepcompile:
             self.model.compile()
         _skip_input_check(self.model)

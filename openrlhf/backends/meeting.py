@@ -6,6 +6,7 @@ import socket
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 
 def open_store(address: str, timeout: timedelta) -> dist.TCPStore:
@@ -18,3 +19,10 @@ def open_store(address: str, timeout: timedelta) -> dist.TCPStore:
     port = listener.getsockname()[1]
     listening = listener.detach()  # the store's own from here on
     return dist.TCPStore(address, port, None, True, timeout, wait_for_workers=False, master_listen_fd=listening)
+
+
+def limit_waits(timeout: timedelta) -> None:
+    """Let collectives of every group of this process fail that wait longer. A group that a library made, as DeepSpeed
+    makes its own, has torch's limit of 10 or 30 minutes until then."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timeout, group)

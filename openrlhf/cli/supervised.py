@@ -118,9 +118,11 @@ def train(
     samples: Sequence[Sample],
     evaluation: Sequence[Sample],
     tokenizer: Any,
-) -> None:
-    """``fit`` with a log in ``--save_path`` and checkpoints in ``--ckpt_path``."""
+) -> Pulse:
+    """``fit`` with a log in ``--save_path`` and checkpoints in ``--ckpt_path``. What it returns watches the processes
+    until ``save`` has ended."""
     folder, kept = Path(config.checkpoint.save_path), config.checkpoint
+    steps = total_steps(len(samples) // task.rows, config.train)
     with stop_requests(kept.save_steps > 0 and not kept.disable_ds_ckpt) as stop:
         made_by = {**decisive(config), "the rows of --dataset": fingerprint_samples(samples)}
         parts, weights = {"": EnginePart(engine, tokenizer)}, {"": "_hf"}
@@ -128,7 +130,7 @@ def train(
         if is_first():
             write_yaml(config, folder / "run_config.yaml")  # not of a run that was refused
         log = RunLog(folder, config.log, flat(config), writes=is_first(), done=checkpoints.start.step)
-        log.start(total_steps(len(samples) // task.rows, config.train), title)
+        log.start(steps, title)
         pulse, pad = Pulse(folder / "stacks", config.deepspeed.deadline), tokenizer.pad_token_id
 
         def enter(phase: str, after: int) -> None:
@@ -140,16 +142,24 @@ def train(
                 engine, task, samples, evaluation, config.train, config.log, log, pad,
                 train_size(config.train, config.model, task.rows), checkpoints, enter,
             )  # fmt: skip
-        finally:
+            pulse.enter("the last save", steps)
+        except BaseException:
             pulse.close()
+            raise
+        finally:
             log.close()
+    return pulse
 
 
-def save(config: Supervised, engine: TrainEngine, tokenizer: Any) -> None:
+def save(config: Supervised, engine: TrainEngine, tokenizer: Any, pulse: Pulse) -> None:
     """The model as a Hugging Face folder at ``--save_path``. Raises ValueError when the disk does not take it."""
     kept = config.checkpoint
-    failure = save_part(engine, tokenizer, None, Path(kept.save_path))
-    if engine.anywhere(failure is not None):
+    try:
+        failure = save_part(engine, tokenizer, None, Path(kept.save_path))
+        lost = engine.anywhere(failure is not None)
+    finally:
+        pulse.close()
+    if lost:
         raise model_not_saved(kept, failure or "another process could not write")
     if is_first():
         print(f"saved the model to {config.checkpoint.save_path}")

@@ -62,8 +62,8 @@ def run(config: DPOConfig) -> None:
         packed=model.packing_samples,
     )
     task = Task(balanced(objective, model.aux_loss_coef, each_pair), pair_mean, rows=2, prepare=with_reference)
-    train(config, "dpo", engine, task, samples, evaluation, tokenizer)
-    save(config, engine, tokenizer)
+    pulse = train(config, "dpo", engine, task, samples, evaluation, tokenizer)
+    save(config, engine, tokenizer, pulse)
 
 
 def reader(config: DPOConfig, tokenizer: Any) -> Reader:

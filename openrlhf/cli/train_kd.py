@@ -55,8 +55,8 @@ def run(config: KDConfig) -> None:
     )
     objective = partial(kd_loss, teacher=teacher.model, kd_coef=distillation.kd_coef, packed=model.packing_samples)
     task = Task(balanced(objective, model.aux_loss_coef, each_token))
-    train(config, "kd", engine, task, samples, evaluation, tokenizer)
-    save(config, engine, tokenizer)
+    pulse = train(config, "kd", engine, task, samples, evaluation, tokenizer)
+    save(config, engine, tokenizer, pulse)
 
 
 def reader(config: KDConfig, tokenizer: Any) -> Reader:

@@ -55,8 +55,8 @@ def run(config: KTOConfig) -> None:
         packed=model.packing_samples,
     )
     task = Task(balanced(objective, model.aux_loss_coef, each_labelled), pair_mean, rows=2, prepare=with_reference)
-    train(config, "kto", engine, task, samples, evaluation, tokenizer)
-    save(config, engine, tokenizer)
+    pulse = train(config, "kto", engine, task, samples, evaluation, tokenizer)
+    save(config, engine, tokenizer, pulse)
 
 
 def reader(config: KTOConfig, tokenizer: Any) -> Reader:

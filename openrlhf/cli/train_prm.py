@@ -42,8 +42,8 @@ def run(config: PRMConfig) -> None:
     )
     objective = partial(step_loss, tokens=labels.tokens, soft=labels.soft, packed=model.packing_samples)
     task = Task(balanced(objective, model.aux_loss_coef, each_token))
-    train(config, "prm", engine, task, samples, evaluation, tokenizer)
-    save(config, engine, tokenizer)
+    pulse = train(config, "prm", engine, task, samples, evaluation, tokenizer)
+    save(config, engine, tokenizer, pulse)
 
 
 def reader(config: PRMConfig, tokenizer: Any) -> Reader:

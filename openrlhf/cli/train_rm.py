@@ -58,7 +58,7 @@ def run(config: RMConfig) -> None:
         packed=model.packing_samples,
     )
     task = Task(balanced(objective, model.aux_loss_coef, each_pair), pair_mean, rows=2)
-    train(config, "rm", engine, task, samples, evaluation, tokenizer)
+    pulse = train(config, "rm", engine, task, samples, evaluation, tokenizer)
     judged = evaluation or spread_pairs(samples)
     if is_first() and not evaluation:
         print(
@@ -68,7 +68,7 @@ def run(config: RMConfig) -> None:
     micro_batch = train_size(config.train, model)
     mean, std = score_statistics(engine, judged, micro_batch, model.packing_samples, tokenizer.pad_token_id)
     built[0].set_statistics(mean, std)
-    save(config, engine, tokenizer)
+    save(config, engine, tokenizer, pulse)
 
 
 def has_head(config: RMConfig) -> bool:

@@ -37,8 +37,8 @@ def run(config: SFTConfig) -> None:
         return
     engine = train_engine(config, lambda: with_adapter(load_causal_lm(model.pretrain, model), model), len(samples))
     task = Task(balanced(partial(sft_loss, packed=model.packing_samples), model.aux_loss_coef, each_token))
-    train(config, "sft", engine, task, samples, evaluation, tokenizer)
-    save(config, engine, tokenizer)
+    pulse = train(config, "sft", engine, task, samples, evaluation, tokenizer)
+    save(config, engine, tokenizer, pulse)
 
 
 def reader(config: SFTConfig, tokenizer: Any) -> Reader:

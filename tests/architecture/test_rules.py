@@ -49,9 +49,15 @@ ALWAYS_NEED_TIMEOUT = {
     "subprocess.check_output",
     "dist.init_process_group",
     "torch.distributed.init_process_group",
+    "wait",  # of concurrent.futures
+    "concurrent.futures.wait",
+    "as_completed",
+    "concurrent.futures.as_completed",
+    "dist.new_group",
+    "dist.new_subgroups",
 }
 # Methods that wait for ever when they get no argument: event.wait(), thread.join(), queue.get(), future.result().
-ENDLESS_WITHOUT_ARGUMENT = {"wait", "join", "get", "result", "acquire", "recv", "communicate"}
+ENDLESS_WITHOUT_ARGUMENT = {"wait", "join", "get", "result", "acquire", "recv"}
 
 
 def test_every_flag_is_read_or_refused() -> None:
@@ -109,7 +115,7 @@ def waits_for_ever(call: ast.Call) -> bool:
     keywords = {keyword.arg for keyword in call.keywords}
     if keywords & TIMEOUTS:
         return False
-    if ast.unparse(call.func) in ALWAYS_NEED_TIMEOUT:
+    if ast.unparse(call.func) in ALWAYS_NEED_TIMEOUT or ast.unparse(call.func).endswith(".communicate"):
         return True
     if not isinstance(call.func, ast.Attribute) or call.func.attr not in ENDLESS_WITHOUT_ARGUMENT:
         return False
@@ -133,6 +139,10 @@ def waits_for_ever(call: ast.Call) -> bool:
         ("queue.get(timeout=3)", False),
         ("settings.get('name')", False),
         ("future.result()", True),
+        ("process.communicate(text)", True),
+        ("process.communicate(text, timeout=3)", False),
+        ("wait(futures)", True),
+        ("dist.new_group([0, 1])", True),
     ],
 )
 def test_the_rule_on_waits_tells_them_apart(text: str, endless: bool) -> None:

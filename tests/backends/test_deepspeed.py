@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf.backends import deepspeed_config
@@ -192,8 +193,10 @@ def run_rank(rank: int, world: int, port: int, folder: Path) -> None:
     critics = {
         f"critic, {stage=}": run_critic(stage, rank, folder / f"critic-{world}-{stage}", folder) for stage in (2, 3)
     }
+    groups = list(distributed_c10d._world.pg_map)
+    waits = {"waits": [group._get_backend(torch.device("cpu")).options._timeout for group in groups]}
     if rank == 0:
-        torch.save({**results, **frozen, **critics}, folder / f"results-{world}.pt")
+        torch.save({**results, **frozen, **critics, **waits}, folder / f"results-{world}.pt")
 
 
 def run_case(case: Case, rank: int, world: int, folder: Path) -> dict[str, Any]:
@@ -359,6 +362,13 @@ def test_training_equals_the_plain_loop(world: int, name: str, results: Any, ref
     assert run["weights"].keys() == weights.keys()  # Hugging Face names, tied weights once
     for key, expected in weights.items():
         torch.testing.assert_close(run["weights"][key], expected, rtol=1e-6, atol=3e-7, msg=key)
+
+
+@on_ranks
+def test_no_group_waits_longer_than_the_flag_says(results: Any) -> None:
+    """DeepSpeed makes some beside the first."""
+    assert len(results[2]["waits"]) > 1
+    assert {*results[1]["waits"], *results[2]["waits"]} == {timedelta(seconds=DeepSpeedConfig().deadline)}
 
 
 @on_ranks
