@@ -203,5 +203,5 @@ def test_what_is_saved_is_the_moving_average(tiny_folder: Path, tmp_path: Path) 
 def test_every_schedule_of_a_run_of_one_step(scheduler: str) -> None:
     """Which is all warmup."""
     trained = engine(OptimConfig(lr_scheduler=scheduler), steps=1)
-    trained.scheduler.step()
+    take_a_step(trained)
     assert 0 <= trained.scheduler.get_last_lr()[0] <= 0.1

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from openrlhf.cli.train_ppo_ray import main
+from openrlhf.config.groups import ModelConfig
+from openrlhf.models.load import load_score_model, load_tokenizer, save_model
 from openrlhf.models.tiny import build_model, build_tokenizer
 from tests.recipes.helpers import column, metrics, run, write_rows
 from tests.recipes.killed import run_apart
@@ -20,6 +23,14 @@ import random
 
 def reward_func(queries, prompts, labels):
     return [len(set(q)) / 20 + random.random() for q in queries]
+"""
+# Scores too: all wrong for the first prompt of each data set, by chance for the others.
+SCORED = """
+import random
+
+def reward_func(queries, prompts, labels):
+    noise = [random.random() for _ in queries]
+    return {"rewards": noise, "scores": [float(label) if label else float(n > 0.4) for label, n in zip(labels, noise)]}
 """
 SAVES = {"save_steps": 2}
 
@@ -115,6 +126,49 @@ def test_a_second_signal_ends_the_process_at_once(flags: dict[str, Any]) -> None
     assert not (flags["ckpt_path"] / "global_step3").exists()
     assert run_apart("train_ppo_ray", flags | SAVES | {"load_checkpoint": True}) == 0
     same(flags, critic=True)
+
+
+@pytest.mark.slow
+def test_everything_at_once_goes_on(flags: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    """Two data sets mixed, prompts that teach nothing replaced, a reward model with statistics beside a function, an
+    adapter with dropout, packing, micro-batches by tokens, an average, a KL coefficient that adapts, evaluations that
+    choose the best. It dies three times: between steps, inside one, inside a checkpoint."""
+    config = ModelConfig(pretrain=str(model))
+    with torch.random.fork_rng():
+        scorer = load_score_model(str(model), config, "score", new_head=True)
+    scorer.set_statistics(0.3, 2.0)
+    save_model(scorer, tmp_path / "rm", load_tokenizer(str(model), config))
+    (tmp_path / "reward.py").write_text(SCORED)
+    few, more = (
+        write_rows(tmp_path / f"{n}.jsonl", [{"input": f"{n} {i}:", "label": "" if i else "0"} for i in range(n)])
+        for n in (3, 4)
+    )
+    flags = {name: value for name, value in flags.items() if not name.startswith("micro_")} | {
+        "prompt_data": f"{few},{more}", "prompt_data_probs": "0.6,0.4", "label_key": "label",
+        "dynamic_filtering": True, "reward_pretrain": tmp_path / "rm", "normalize_reward": True,
+        "reward_weights": (0.5, 1), "lora_rank": 4, "lora_dropout": 0.1, "packing_samples": True,
+        "use_dynamic_batch": True, "train_max_tokens_per_gpu": 40, "enable_ema": True, "ema_beta": 0.7,
+        "eval_dataset": more, "eval_steps": 1, "eval_n_samples_per_prompt": 2, "value_clip": 0.1, "num_episodes": 3,
+        "best_metric_key": "eval_default_pass1",
+    }  # fmt: skip
+    kills = [
+        ("openrlhf.training.log:RunLog.step", 4),  # step 0 has a line too
+        ("openrlhf.training.update:optimizer_step", 7),
+        ("openrlhf.training.checkpoint_files:commit", 1),
+    ]
+    for number, (at, call) in enumerate(kills):
+        again = {"load_checkpoint": True} if number else {}
+        assert run_apart("train_ppo_ray", flags | SAVES | again, at, call) == -signal.SIGKILL
+    assert run_apart("train_ppo_ray", flags | SAVES | {"load_checkpoint": True}) == 0
+    rows = metrics(flags["save_path"])
+    assert len({row["kl_coef"] for row in rows if "kl_coef" in row}) > 3
+    assert any(row.get("groups_kept", 1) < 1 for row in rows)
+    whole = tmp_path / "whole"
+    run(main, flags | {"save_path": whole / "out", "ckpt_path": whole / "ckpt"})
+    assert metrics(whole / "out") == rows
+    for name in ("out", "out_critic", "ckpt/best"):
+        got, expected = (folder / name / "adapter_model.safetensors" for folder in (tmp_path, whole))
+        assert got.read_bytes() == expected.read_bytes(), name
 
 
 def test_what_is_written(flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import socket
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from openrlhf.rollout import http
 from openrlhf.rollout.http import check_addresses, http_rewards, read_answer
@@ -274,3 +278,24 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with serving(lengths) as server:
         assert ask([server.url]).rewards == [0.0, 1.0]
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+NAMES = st.sampled_from(["rewards", "scores", "extra_logs"])
+JSON = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=3)
+)
+TWO = st.lists(st.floats() | st.integers(), min_size=2, max_size=2)
+ANSWERS = st.dictionaries(NAMES, TWO | st.dictionaries(st.text(max_size=3), TWO | JSON, max_size=2) | JSON, max_size=3)
+
+
+@settings(
+    max_examples=200, deadline=None, database=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(content=st.binary(max_size=40) | (JSON | ANSWERS).map(lambda value: json.dumps(value).encode()))
+def test_any_answer_is_finite_rewards_or_a_sentence(content: bytes) -> None:
+    with suppress(RewardFailed):
+        found = read_answer("http://127.0.0.1/get_reward", content, 2)
+        for numbers in (found.rewards, found.scores, *found.extra_logs.values()):
+            assert len(numbers) == 2 and all(map(math.isfinite, numbers))
