@@ -70,13 +70,13 @@ def needed(config: TrainCommand) -> Space:
     kept, settings = config.checkpoint, config.model
     width = 2 if settings.bf16 else 4
     policy = load_config(settings.pretrain, settings, "--pretrain")
-    _, learns = count_parameters(policy, isinstance(config, RMConfig), settings)
+    learns = count_parameters(policy, isinstance(config, RMConfig), settings).learns
     model, state = learns * width, learns * STATE
     if isinstance(config, PPOConfig):
         state += learns * AVERAGE if ema_beta(config) is not None else 0
         critic = critic_source(config)
         if critic is not None:
-            _, values = count_parameters(load_config(critic.path, settings, "--critic_pretrain"), True, settings)
+            values = count_parameters(load_config(critic.path, settings, "--critic_pretrain"), True, settings).learns
             state += values * STATE
             model += values * width if config.reward.save_value_network else 0
     checkpoint = (0 if kept.disable_ds_ckpt else state) + (model if kept.save_hf_ckpt else 0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
-import sys
 from collections.abc import Iterator
 
 import torch
 
 from openrlhf.check.findings import Severity
+from openrlhf.cluster.placement import plan as place
 from openrlhf.config.commands import DPOConfig, KDConfig, KTOConfig, PPOConfig, RMConfig, TrainCommand
 from openrlhf.config.derived import critic_source, reference_source, reward_models
 from openrlhf.models.load import load_config
@@ -17,17 +18,20 @@ from openrlhf.plan.estimate import (
     Room,
     Shapes,
     fixes,
+    local_parts,
     rl_rooms,
+    role_parts,
     shown,
     supervised_parts,
     supervised_room,
     too_full,
 )
-from openrlhf.plan.memory import Parts, total
+from openrlhf.plan.memory import CONTEXT, Parts, total, usable
 from openrlhf.plan.shape import Shape, shape_of
 
 OF_HOST = "can't allocate memory"  # what the CPU's allocator says
-SIGNS = ("out of memory", OF_HOST)
+# What CUDA's allocator, that of the CPU, the system and Python say.
+SIGNS = ("out of memory", OF_HOST, "cannot allocate memory", "memoryerror")
 FIXES = 3
 
 
@@ -41,40 +45,62 @@ def look_at_memory(config: TrainCommand, cluster: Cluster, workers: int) -> Iter
             yield "warning", too_full(room, config)
 
 
-def tell_out_of_memory(config: object, error: BaseException) -> None:
-    """When memory ran out: what was predicted, what this process held, and the three cheapest ways out.
-
-    Silent for any other error.
-    """
+def out_of_memory(config: object, error: BaseException) -> list[str]:
+    """When memory ran out: what was predicted, what this process held, and the three cheapest ways out. Of any other
+    error nothing is said."""
     said = _words(error)
     if not isinstance(config, TrainCommand) or not any(sign in said.lower() for sign in SIGNS):
-        return
+        return []
+    here = gpus_here()
     lines = ["memory ran out; `openrlhf plan` searches for layouts that fit"]
     parts: Parts = {}
-    if (here := gpus_here()) is not None:
-        for room in rooms(config, here, here.gpus):
-            parts = max(parts, room.parts, key=total)
-            lines.append(f"predicted for {room.pool}: {total(room.parts) / 1e9:.2f} GB ({shown(room.parts)})")
+    for name, needed in _predicted(config, here):
+        parts = max(parts, needed, key=total)
+        lines.append(f"predicted for {name}: {total(needed) / 1e9:.2f} GB ({shown(needed, 1e6)})")
+    if here is not None:
         lines.append(f"this process held at most {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on its GPU")
     else:
-        if not isinstance(config, PPOConfig):
-            parts = supervised_parts(config, shapes_of(config), 1, device="cpu")
-            lines.append(f"predicted: {total(parts) / 1e9:.2f} GB beside the libraries ({shown(parts)})")
         held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        lines.append(f"this process held at most {held / 1e9:.2f} GB")
-    ways = fixes(parts, config)
-    if isinstance(config, PPOConfig) and OF_HOST in said:
+        lines.append(f"this process held at most {held / 1e9:.2f} GB, libraries included")
+    ways = fixes(parts, config, alone=_alone(config))
+    if isinstance(config, PPOConfig) and OF_HOST in said and not config.placement.local:
         rows = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
-        ways = [f"lower --rollout_batch_size: the driver holds all samples of a step, here {rows:,}"]
-    lines += [f"- {way}" for way in ways[:FIXES]]
-    print("\n".join(lines), file=sys.stderr)
+        ways = [f"lower --rollout_batch_size: the driver holds all samples of a step, here {rows:,}", *ways]
+    return lines + [f"- {way}" for way in ways[:FIXES]]
+
+
+def _predicted(config: TrainCommand, here: Cluster | None) -> Iterator[tuple[str, Parts]]:
+    """Who needs which parts: GPUs, or processes on the CPU."""
+    if here is not None:
+        for room in rooms(config, here, int(os.environ.get("WORLD_SIZE", 1))):
+            yield room.pool, room.parts
+    elif not isinstance(config, PPOConfig):
+        yield "this process", supervised_parts(config, shapes_of(config), 1, device="cpu")
+    elif config.placement.local:
+        yield "this process", local_parts(config, shapes_of(config), "cpu")
+    else:
+        shapes = shapes_of(config)
+        for pool in place(config).pools:
+            for role in pool.roles:
+                held, work = role_parts(role, pool.devices, config, shapes, "cpu")
+                yield f"a worker of {role}", {part: held.get(part, 0) + work.get(part, 0) for part in {**held, **work}}
+
+
+def _alone(config: TrainCommand) -> bool:
+    return config.placement.local if isinstance(config, PPOConfig) else "WORLD_SIZE" not in os.environ
 
 
 def rooms(config: TrainCommand, cluster: Cluster, workers: int) -> list[Room]:
     shapes = shapes_of(config)
     if isinstance(config, PPOConfig):
-        return [] if config.placement.local else rl_rooms(config, shapes, cluster)
+        return _local_room(config, shapes, cluster) if config.placement.local else rl_rooms(config, shapes, cluster)
     return [supervised_room(config, shapes, cluster, workers)]
+
+
+def _local_room(config: PPOConfig, shapes: Shapes, cluster: Cluster) -> list[Room]:
+    return [
+        Room("the process", 1, local_parts(config, shapes) | {"CUDA contexts": CONTEXT}, usable(cluster.gpu.memory))
+    ]
 
 
 def shapes_of(config: TrainCommand) -> Shapes:

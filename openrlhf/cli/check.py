@@ -15,6 +15,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,8 @@ def look(line: Line, config: Command, cluster: Cluster | None) -> Iterator[Findi
     if not isinstance(config, TrainCommand):
         return
     readable = all(finding.severity != "error" for finding in models)
-    yield from look_at_data(line, config)
+    missing = f"--pretrain {config.model.pretrain}: no "
+    yield from look_at_data(line, config, not any(missing in finding.sentence for finding in models))
     if readable:
         yield from gathered("disk", look_at_disk(config))
     workers = line.workers
@@ -122,9 +124,9 @@ def look(line: Line, config: Command, cluster: Cluster | None) -> Iterator[Findi
         yield from gathered("memory", look_at_memory(config, cluster, each))
 
 
-def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
-    """Rows, and what a reward function says of the first of them. Where no tokenizer is found, which ``look_at_models``
-    tells, bytes stand in for tokens."""
+def look_at_data(line: Line, config: TrainCommand, found: bool) -> Iterator[Finding]:
+    """Rows, and what a reward function says of the first of them. Where no tokenizer is ``found``, which
+    ``look_at_models`` has told, bytes stand in for tokens; a hub that does not answer is not asked again."""
     from openrlhf.check.findings import Finding, gathered
     from openrlhf.check.rewards import look_at_rewards
     from openrlhf.check.rows import look_at_columns, look_at_rows, look_at_template, read, sources
@@ -132,10 +134,11 @@ def look_at_data(line: Line, config: TrainCommand) -> Iterator[Finding]:
     from openrlhf.data.preview import print_lengths, print_samples, terminal
     from openrlhf.models.load import load_tokenizer
 
-    try:
-        tokenizer, measured = load_tokenizer(config.model.pretrain, config.model), True
-    except ValueError:
-        measured = False
+    tokenizer: Any = None
+    measured = False
+    if found:
+        with suppress(ValueError):
+            tokenizer, measured = load_tokenizer(config.model.pretrain, config.model), True
     prompts: list[Sample] = []
     if measured:
         yield from gathered("data", look_at_template(config.data, tokenizer))

@@ -167,7 +167,7 @@ def print_next(folder: Path, cluster: bool) -> None:
     print("\nNext:")
     if sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ:
         print(f"  source {os.path.relpath(sys.prefix)}/bin/activate        puts openrlhf on the path of a shell")
-    print(f"  openrlhf view {folder}/rl        a page of its curves, answers and tokens")
+    print(f"  openrlhf view {folder}/rl --export {folder}/rl.html    a page of its curves, answers and tokens")
     print(f"  openrlhf ppo --config {folder}/rl/run_config.yaml --num_episodes 2 --save_path {folder}/rl2")
     print("                                   change a flag, run again")
     if not cluster:

@@ -3,7 +3,7 @@
 COMMAND is ppo (default), sft, rm, dpo, kto, kd or prm. Its flags may follow: what is given stays as it is, and the
 layout of the rest is searched for. Nothing is loaded or started; the three best come out as command lines.
 
-  --model M         0.5B, 1.5B, 3B, 7B, 8B, 14B, 32B, 70B; HIDDENxLAYERS, as 4096x32; or a model folder
+  --model M         0.5B, 1.5B, 3B, 7B, 8B, 14B, 32B, 70B, 405B; HIDDENxLAYERS, as 4096x32; a model folder or hub name
   --cluster C       8xH100-80G, or 2x8xH100-80G for two machines
   --critic_model, --reward_model, --teacher M
                     other models (default: a critic and teacher of the size of --model; no reward model)
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf.config.commands import COMMANDS, KDConfig, PPOConfig, TrainCommand, build, groups
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(verb: str, own: dict[str, str], given: dict[str, Any]) -> int:
     """Search, print, and answer with the exit code. Raises ValueError for a model or cluster that is none."""
     from openrlhf.plan.cluster import parse_cluster
-    from openrlhf.plan.layouts import best, search
+    from openrlhf.plan.layouts import best, left_out, search
 
     command = training_command(verb)
     cluster = parse_cluster(own["cluster"], "--cluster")
@@ -63,13 +64,15 @@ def run(verb: str, own: dict[str, str], given: dict[str, Any]) -> int:
     shapes = shapes_of(command, own, given)
     print(f"{verb}: {shapes.policy.parameters / 1e9:.3g}B parameters on {cluster}")
     fitting, refused = search(command, given, shapes, cluster)
+    reasons = left_out(command, given, cluster, [*fitting, *refused])
     if not fitting:
         print(refusal(command, given, shapes, cluster, refused))
-        return 1
     for number, layout in enumerate(best(fitting), 1):
         print(f"\n{number}. {described(layout, cluster)}")
         print(f"   {line(verb, layout, cluster)}")
-    return 0
+    for kind, reason in reasons.items():
+        print(f"\nnot looked at, {kind}: {reason}")
+    return 0 if fitting else 1
 
 
 def described(layout: Layout, cluster: Cluster) -> str:
@@ -78,14 +81,20 @@ def described(layout: Layout, cluster: Cluster) -> str:
     from openrlhf.plan.memory import total
 
     found = layout.estimate
-    times = ", ".join(f"{name} {value:.3g}" for name, value in found.phases.items())
-    lines = [f"{layout.kind}: about {found.step:.3g} s a step ({times})"]
+    times = ", ".join(f"{name} {_seconds(value)}" for name, value in found.phases.items())
+    lines = [f"{layout.kind}: about {_seconds(found.step)} s a step ({times})"]
     for room in found.rooms:
         full = f"{total(room.parts) / 1e9:.1f} of {room.usable / 1e9:.1f} GB"
         beside = f"; {room.host / 1e9:.0f} GB of host memory each" if room.host else ""
-        lines.append(f"   {room.pool} on {room.devices} GPUs: {full} ({shown(room.parts)}){beside}")
+        lines.append(
+            f"   {room.pool} on {room.devices} GPU{'s' * (room.devices > 1)}: {full} ({shown(room.parts)}){beside}"
+        )
     slots = f"; an engine writes {found.slots} texts at a time" if found.slots else ""
     return "\n".join([*lines, f"   limit: {found.binds}{slots}"])
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def refusal(
@@ -97,11 +106,7 @@ def refusal(
     from openrlhf.plan.layouts import search
 
     if not refused:
-        return (
-            "no layout keeps the rules of the flags on these GPUs: --train_batch_size must be a multiple of "
-            "--micro_train_batch_size times the workers, and other flags that were given may exclude each other; "
-            "openrlhf check names them"
-        )
+        return "no layout keeps the rules of the flags on these GPUs."
     lines = [f"no layout fits. The nearest ({refused[0].kind}): {refused[0].estimate.problem}."]
     nodes = cluster.nodes
     while (nodes := 2 * nodes) <= MOST * cluster.nodes:
@@ -115,11 +120,10 @@ def line(verb: str, layout: Layout, cluster: Cluster) -> str:
     """The command line of a layout, ready but for the names in capitals."""
     from shlex import join
 
-    module = {"ppo": "train_ppo_ray"}.get(verb, f"train_{verb}")
-    start = ["openrlhf", module] if verb == "ppo" else ["deepspeed"]
+    start = ["openrlhf", "ppo"] if verb == "ppo" else ["deepspeed"]
     if verb != "ppo":
         start += [*(["--num_nodes", str(cluster.nodes)] if cluster.nodes > 1 else []), "--num_gpus"]
-        start += [str(cluster.per_node), "--module", f"openrlhf.cli.{module}"]
+        start += [str(cluster.per_node), "--module", f"openrlhf.cli.train_{verb}"]
     return join([*start, *layout.words()])
 
 
@@ -133,7 +137,8 @@ def completed(command: type[TrainCommand], own: dict[str, str], given: dict[str,
     from openrlhf.config.commands import types
 
     needs = {name: place for name, place in PLACES.items() if name in types(command)}
-    found = {**needs, **given}
+    named = {"pretrain": own["model"]} if "/" in own["model"] or Path(own["model"]).exists() else {}
+    found = {**needs, **named, **given}
     if command is PPOConfig:
         if "reward_model" in own:
             found = {"reward_pretrain": "REWARD_MODEL", **found}

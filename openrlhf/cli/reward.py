@@ -1,8 +1,8 @@
 """``openrlhf reward --flag value ...``: the function or server of --remote_rm_url is tried on rows before any run.
 
-The flags are those of ``openrlhf ppo``, and nothing but its tokenizer is loaded. The first --preview rows (8 without
-it) are answered with their label, with half of it, with it again and again, and with nothing. The exit code is 2 when
-the reward fails.
+The flags are those of ``openrlhf ppo``; where they do not say who samples, --local is taken. Nothing but its tokenizer
+is loaded. The first --preview rows (8 without it) are answered with their label, with half of it, with it again and
+again, and with nothing. The exit code is 2 when the reward fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ def main(argv: list[str] | None = None) -> None:
     if words[:1] in (["-h"], ["--help"]):
         print(__doc__)
         raise SystemExit(0)
-    run_command(run, parse(PPOConfig, words))
+    run_command(run, parse(PPOConfig, placed(words)))
+
+
+def placed(words: Sequence[str]) -> list[str]:
+    """The flags, with --local where they do not say who samples: a trial asks nobody to."""
+    names = {word.partition("=")[0] for word in words}
+    said = names & {"--local", "--config"} or any(name.startswith("--vllm") for name in names)
+    return [*words] if said else [*words, "--local"]
 
 
 def run(config: PPOConfig) -> None:

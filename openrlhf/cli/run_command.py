@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -37,19 +38,22 @@ def run_command(run: Callable[[C], None], config: C) -> None:
     except Stopped:
         pass
     except (ValueError, ImportError, PartLost) as error:
-        if isinstance(error, PartLost):
-            explain(config, error)
         if os.environ.get("OPENRLHF_TRACEBACK") == "1" or not _ours(error.__traceback__):
             raise
         print(error, file=sys.stderr)
         if isinstance(error, PartLost):
+            for line in explanation(config, error):
+                print(line, file=sys.stderr)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(PART_LOST)  # at once: a thread may still wait, for a reward say, which nobody needs any more
         raise SystemExit(BAD_INPUT) from None
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one
-        explain(config, error)
-        raise
+        if not (told := explanation(config, error)):
+            raise
+        traceback.print_exc()
+        print(*told, sep="\n", file=sys.stderr)  # last, where a person looks first
+        raise SystemExit(1) from None
     end_rank()
 
 
@@ -70,15 +74,15 @@ def end_rank() -> None:
         os._exit(0)
 
 
-def explain(config: object, error: BaseException) -> None:
-    """Where memory ran out, say what was predicted and what would help."""
-    from openrlhf.check.memory import tell_out_of_memory
+def explanation(config: object, error: BaseException) -> list[str]:
+    """Where memory ran out, what was predicted and what would help; else nothing."""
+    from openrlhf.check.memory import out_of_memory
 
-    tell_out_of_memory(config, error)
+    return out_of_memory(config, error)
 
 
-def _ours(traceback: TracebackType | None) -> bool:
+def _ours(trace: TracebackType | None) -> bool:
     """Whether the line that raised stands in this package."""
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)

@@ -339,6 +339,11 @@ def groups(command: type[Command]) -> dict[str, type]:
 
 def flags(command: type[Command], group: type) -> dict[str, Field[Any]]:
     """The flags that a command takes from a group."""
+    return _flags(command, group)  # type: ignore[arg-type]  # a class is hashable
+
+
+@cache
+def _flags(command: Any, group: type) -> dict[str, Field[Any]]:
     return {f.name: f for f in fields(group) if f.name not in WITHOUT[command]}
 
 

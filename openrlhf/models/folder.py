@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,15 +33,28 @@ def empty_model(config: PreTrainedConfig, scores: bool, trust_remote_code: bool 
         return wrap(auto.from_config(config, trust_remote_code=trust_remote_code))
 
 
-def count_parameters(config: PreTrainedConfig, scores: bool, settings: ModelConfig) -> tuple[int, int]:
-    """All of them, and those that learn: with ``--lora_rank`` the adapter's. Tied weights count once."""
+@dataclass(frozen=True)
+class Count:
+    """Parameters of a model: all of them, those that learn, and those of experts. ``normed_heads`` is whether queries
+    and keys have a norm of their own."""
+
+    every: int
+    learns: int
+    experts: int
+    normed_heads: bool
+
+
+def count_parameters(config: PreTrainedConfig, scores: bool, settings: ModelConfig) -> Count:
+    """With ``--lora_rank`` the adapter learns. Tied weights count once."""
     model = empty_model(config, scores, settings.trust_remote_code)
-    every = sum(p.numel() for p in model.parameters())
-    if settings.lora_rank == 0:
-        return every, every
-    with torch.device("meta"):
-        adapted = with_adapter(model, settings)
-    return every, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    named = {name: p.numel() for name, p in model.named_parameters()}
+    every, learns = sum(named.values()), sum(named.values())
+    experts = sum(size for name, size in named.items() if ".experts." in name)
+    if settings.lora_rank > 0:
+        with torch.device("meta"):
+            adapted = with_adapter(model, settings)
+        learns = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    return Count(every, learns, experts, any(name.endswith(".q_norm.weight") for name in named))
 
 
 def weight_names(folder: Path, flag: str) -> set[str] | None:

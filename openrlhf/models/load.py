@@ -272,4 +272,7 @@ def _not_loadable(flag: str, path: str, what: str, error: Exception) -> str:
     reason = f"{first} {more[0].strip()}" if more and first.endswith(":") else first
     if path.startswith(("/", "./", "../", "~")) and not Path(path).exists():
         reason = "no such folder"
-    return f"{flag} {path}: no {what} could be loaded from there ({reason}); give a Hugging Face name or a model folder"
+    way = "give a Hugging Face name or a model folder"
+    if "couldn't connect" in reason:
+        way = "give a model folder, or HF_HUB_OFFLINE=1 where there is no network, so that nothing waits for it"
+    return f"{flag} {path}: no {what} could be loaded from there ({reason}); {way}"

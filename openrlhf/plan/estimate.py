@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
+from openrlhf.backends.hf_generate import ROWS_AT_ONCE
 from openrlhf.cluster.placement import Placement
 from openrlhf.cluster.placement import Pool as Devices
 from openrlhf.cluster.placement import plan as place
 from openrlhf.config.commands import DPOConfig, KDConfig, KTOConfig, PPOConfig, RMConfig, TrainCommand, flat
-from openrlhf.config.derived import own_reference, starts_from
+from openrlhf.config.derived import own_reference, role_sizes, starts_from
 from openrlhf.plan import seconds
 from openrlhf.plan.cluster import Cluster
 from openrlhf.plan.memory import (
     CONTEXT,
     HOST,
     Parts,
+    busiest,
     engine_weights,
     in_host_memory,
     kv_slots,
+    number_bytes,
     states,
     total,
     usable,
@@ -27,8 +30,12 @@ from openrlhf.plan.memory import (
 from openrlhf.plan.shape import Shape, frozen
 from openrlhf.training.ppo import needs_old_log_probs
 
+WORTH = 0.05  # share of the whole below which a part is not worth a flag
 # How often a role that sleeps is woken in a step: for log-probs or values, the update, and the actor for the sync.
 WAKES = {"actor": 3, "critic": 2, "reference": 1, "reward": 1}
+
+
+Fix = Callable[[str, str, bool], None]  # the part, the way out in words, whether it is still open
 
 
 @dataclass(frozen=True)
@@ -106,21 +113,33 @@ def supervised_room(config: TrainCommand, shapes: Shapes, cluster: Cluster, work
     return Room("model", workers, parts, usable(cluster.gpu.memory), host)
 
 
-def role_parts(role: str, workers: int, config: PPOConfig, shapes: Shapes) -> tuple[Parts, Parts]:
+def local_parts(config: PPOConfig, shapes: Shapes, device: str = "cuda") -> Parts:
+    """Of ``--local``: every role in one process, which writes texts with the actor's own weights."""
+    alone = replace(config, deepspeed=replace(config.deepspeed, zero_stage=0))
+    names = ["reference" if name == "ref" else name for name in role_sizes(config)]
+    roles = [role_parts(name, 1, alone, shapes, device) for name in names]
+    texts = min(ROWS_AT_ONCE, config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt)
+    cache = texts * _length(config) * shapes.policy.kv_bytes * number_bytes(config.model) / 2
+    moments = [{"attention cache": cache}, *(work for _, work in roles)]
+    return _sum(*(held for held, _ in roles), max(moments, key=total))
+
+
+def role_parts(role: str, workers: int, config: PPOConfig, shapes: Shapes, device: str = "cuda") -> tuple[Parts, Parts]:
     """What a role holds all the time, and what it works with."""
     model, sharding, length = config.model, config.deepspeed, _length(config)
     tokens = length * config.train.micro_train_batch_size
     scored = length * config.rollout.micro_rollout_batch_size
     if role in ("actor", "critic"):
         shape = shapes.policy if role == "actor" else shapes.critic or shapes.policy
-        return states(shape, model, sharding, workers), working_set(shape, model, sharding, max(tokens, scored))
+        work = busiest(shape, model, sharding, workers, max(tokens, scored), device)
+        return states(shape, model, sharding, workers), work
     several = [shapes.policy] if role == "reference" else list(shapes.rewards)
     held: Parts = {}
     for shape in map(frozen, several):
         if not config.reward.ref_reward_offload:
             held = _sum(held, states(shape, model, sharding, workers))
     widest = max(several, key=lambda shape: shape.parameters)
-    return held, working_set(frozen(widest), model, sharding, scored)
+    return held, working_set(frozen(widest), model, sharding, scored, device)
 
 
 def _room(pool: Devices, placement: Placement, config: PPOConfig, shapes: Shapes, cluster: Cluster) -> Room:
@@ -188,27 +207,47 @@ def too_full(room: Room, config: TrainCommand) -> str:
     )
 
 
-def fixes(parts: Parts, config: TrainCommand) -> list[str]:
-    """Flags that would take memory from the largest parts, the cheapest in time first."""
-    model, sharding, train = config.model, config.deepspeed, config.train
+def fixes(parts: Parts, config: TrainCommand, alone: bool = False) -> list[str]:
+    """Flags that would take memory from the largest parts, the cheapest in time first. ``alone`` is one process, which
+    has nobody to divide anything with."""
+    model, train = config.model, config.train
     largest = sorted(parts, key=lambda name: -parts[name])
-    found: list[
-        tuple[int, int, str]
-    ] = []  # the first way of every part comes before any second, the largest part first
+    # The first way of every part comes before any second, the largest part first.
+    found: list[tuple[int, int, str]] = []
 
     def fix(part: str, words: str, useful: bool) -> None:
-        if useful and part in parts:
+        if useful and parts.get(part, 0.0) > WORTH * total(parts):
             rank = largest.index(part)
             found.append((sum(other == rank for _, other, _ in found), rank, words))
 
     recomputes = model.gradient_checkpointing
     fix("activations", "give --gradient_checkpointing", not recomputes)
     fix("activations", "lower --micro_train_batch_size to 1", train.micro_train_batch_size > 1)
+    if alone:
+        _fixes_alone(config, fix)
+    else:
+        _fixes_together(config, fix)
+    ordered = [words for *_, words in sorted(found)]
+    return ordered or ["use GPUs with more memory, or more of them"]
+
+
+def _fixes_alone(config: TrainCommand, fix: Fix) -> None:
+    fix("optimizer", "train an adapter with --lora_rank 32", config.model.lora_rank == 0)
+    if isinstance(config, PPOConfig):
+        fix("activations", "shorten answers with --generate_max_len", True)
+        fix("attention cache", "ask for fewer answers at a time with --rollout_batch_size", True)
+        fix("weights", "leave the reference out with --init_kl_coef 0", own_reference(config))
+        return
+    fix("activations", "shorten texts with --max_len", True)
+
+
+def _fixes_together(config: TrainCommand, fix: Fix) -> None:
+    model, sharding, stage = config.model, config.deepspeed, config.deepspeed.zero_stage
     fix("activations", "spread texts over more GPUs with --ring_attn_size", model.ring_attn_size == 1)
-    stage = sharding.zero_stage
     fix("optimizer", "partition more with --zero_stage 2", stage < 2)
     fix("weights", "partition the weights with --zero_stage 3", stage < 3)
     fix("optimizer", "keep the optimizer in host memory with --adam_offload", not sharding.adam_offload)
+    fix("gradients for the step", "use --zero_stage 3, whose step is made piece by piece", stage < 3)
     fix("optimizer", "use more GPUs (--actor_num_nodes, --actor_num_gpus_per_node)", isinstance(config, PPOConfig))
     fix("optimizer", "train an adapter with --lora_rank 32", model.lora_rank == 0)
     if isinstance(config, PPOConfig):
@@ -216,14 +255,13 @@ def fixes(parts: Parts, config: TrainCommand) -> list[str]:
         fix("attention cache", "lower --vllm_gpu_memory_utilization", True)
         fix("weights", "let states leave the GPU with --deepspeed_enable_sleep", not sharding.deepspeed_enable_sleep)
         fix("weights", "keep frozen models in host memory with --ref_reward_offload", own_reference(config))
-    ordered = [words for *_, words in sorted(found)]
-    return ordered or ["use GPUs with more memory, or more of them"]
 
 
-def shown(parts: Parts) -> str:
-    """The parts in gigabytes, the largest first."""
+def shown(parts: Parts, least: float = 5e7) -> str:
+    """The parts of at least ``least`` bytes in gigabytes, the largest first."""
     every = sorted(parts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {size / 1e9:.1f}" for name, size in every if size >= 5e7)
+    digits = 1 if least >= 5e7 else 3
+    return ", ".join(f"{name} {size / 1e9:.{digits}f}" for name, size in every if size >= least)
 
 
 def _sum(*several: Parts) -> Parts:
@@ -263,13 +301,23 @@ def _phases(
 
 
 def _score(role: str, devices: int, tokens: float, config: PPOConfig, shapes: Shapes, cluster: Cluster) -> float:
-    length = _length(config)
     if role == "actor":
         adapted = config.algorithm.init_kl_coef > 0 and starts_from(config.model, config.model.pretrain)
         passes = needs_old_log_probs(config) + adapted
-        return passes * seconds.forward(shapes.policy, cluster, devices, tokens, length)
+        return passes * _forward(shapes.policy, devices, tokens, config, cluster)
     several = {"critic": [shapes.critic or shapes.policy], "reference": [shapes.policy]}.get(role, shapes.rewards)
-    return sum(seconds.forward(shape, cluster, devices, tokens, length) for shape in several)
+    return sum(_forward(shape, devices, tokens, config, cluster) for shape in several)
+
+
+def _forward(shape: Shape, devices: int, tokens: float, config: PPOConfig, cluster: Cluster) -> float:
+    """Of a scoring pass, which at stage 3 sends the weights once a micro-batch where an update does three times."""
+    length = _length(config)
+    working = seconds.forward(shape, cluster, devices, tokens, length)
+    if config.deepspeed.zero_stage < 3:
+        return working
+    sharing = config.model.ring_attn_size * config.deepspeed.ds_tensor_parallel_size
+    micro_batches = tokens / length / (devices / sharing * config.rollout.micro_rollout_batch_size)
+    return max(working, seconds.gathering(shape, cluster, devices, micro_batches) / 3)
 
 
 def _update(role: str, devices: int, rows: int, config: PPOConfig, shapes: Shapes, cluster: Cluster) -> float:
@@ -345,10 +393,11 @@ def supervised_parts(
     """On one of ``workers`` devices, where texts have ``length`` tokens, --max_len when it is not given."""
     assert not isinstance(config, PPOConfig)
     model, sharding = config.model, config.deepspeed
+    if device == "cpu":  # one process, without DeepSpeed
+        sharding = replace(sharding, zero_stage=0)
     tokens = config.train.micro_train_batch_size * texts_of_row(config) * (length or text_length(config))
-    parts = _sum(
-        states(shapes.policy, model, sharding, workers), working_set(shapes.policy, model, sharding, tokens, device)
-    )
+    held = states(shapes.policy, model, sharding, workers)
+    parts = _sum(held, busiest(shapes.policy, model, sharding, workers, tokens, device))
     if shapes.other is not None and not _offloaded(config):
         parts = _sum(parts, states(frozen(shapes.other), model, sharding, workers))
     return parts

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from openrlhf.config.commands import Command, PPOConfig, TrainCommand, build, defaults, flat
+from openrlhf.config.commands import PPOConfig, TrainCommand, build, defaults, flat
 from openrlhf.config.derived import role_sizes
 from openrlhf.config.rules import broken
+from openrlhf.config.rules.batches import check_workers
 from openrlhf.plan.cluster import Cluster
 from openrlhf.plan.estimate import Estimate, Shapes, estimate
 from openrlhf.plan.memory import total
@@ -55,6 +56,22 @@ def search(
     return fitting, refused
 
 
+def left_out(
+    command: type[TrainCommand], given: Mapping[str, Any], cluster: Cluster, found: Iterable[Layout]
+) -> dict[str, str]:
+    """Of each kind of layout that is not among those ``found``, though no flag rules it out: the rule of the flags that
+    it breaks even with one row at a time."""
+    seen, reasons = {layout.kind for layout in found}, {}
+    for kind, placed in _candidates(command, given, cluster):
+        if kind in seen or kind in reasons:
+            continue
+        config = _with(command, given, placed, given.get("micro_train_batch_size", 1))
+        problems = [*broken(config), *_shares(config, cluster)]
+        if problems:
+            reasons[kind] = problems[0]
+    return reasons
+
+
 def best(fitting: Iterable[Layout], number: int = 3) -> list[Layout]:
     """The fastest of each kind first, then the next fastest: three that differ say more than three alike."""
     every = list(fitting)
@@ -70,32 +87,47 @@ def _estimated(
     command: type[TrainCommand], given: Mapping[str, Any], shapes: Shapes, cluster: Cluster
 ) -> Iterator[Layout]:
     """Of the sizes of a micro-batch the largest that fits, else the smallest that is allowed."""
-    candidates = _rl(given, cluster) if command is PPOConfig else _supervised(cluster)
-    for kind, placed in candidates:
-        if any(given.get(name, value) != value for name, value in placed.items()):
-            continue
+    for kind, placed in _candidates(command, given, cluster):
         last = None
         for micro in [given["micro_train_batch_size"]] if "micro_train_batch_size" in given else MICRO:
-            sizes = {"micro_train_batch_size": micro}
-            sizes |= {"micro_rollout_batch_size": micro} if command is PPOConfig else {}
-            config: Command = build(command, {**ALWAYS, **placed, **sizes, **given})  # type: ignore[type-var]
-            if broken(config) or not _shares(config, cluster):
+            config = _with(command, given, placed, micro)
+            if broken(config) or any(_shares(config, cluster)):
                 continue
-            last = Layout(kind, config, estimate(config, shapes, cluster))  # type: ignore[arg-type]
+            last = Layout(kind, config, estimate(config, shapes, cluster))
             if last.estimate.problem is None:
                 break
         if last is not None:
             yield last
 
 
-def _shares(config: Command, cluster: Cluster) -> bool:
-    """Whether the processes of a supervised command divide a mini-batch; of RL that is a rule of the flags."""
-    if isinstance(config, PPOConfig):
-        return True
-    assert isinstance(config, TrainCommand)
-    sharing = config.model.ring_attn_size * config.deepspeed.ds_tensor_parallel_size
-    part = config.train.micro_train_batch_size * cluster.gpus // sharing
-    return cluster.gpus % sharing == 0 and config.train.train_batch_size % part == 0
+def _candidates(
+    command: type[TrainCommand], given: Mapping[str, Any], cluster: Cluster
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kinds and flags that contradict none of the given ones."""
+    for kind, placed in _rl(given, cluster) if command is PPOConfig else _supervised(cluster):
+        if all(given.get(name, value) == value for name, value in placed.items()):
+            yield kind, placed
+
+
+def _with(command: type[TrainCommand], given: Mapping[str, Any], placed: Mapping[str, Any], micro: int) -> TrainCommand:
+    sizes = {"micro_train_batch_size": micro}
+    sizes |= {"micro_rollout_batch_size": micro} if command is PPOConfig else {}
+    config: TrainCommand = build(command, {**ALWAYS, **placed, **sizes, **given})  # type: ignore[type-var]
+    return config
+
+
+def _shares(config: TrainCommand, cluster: Cluster) -> Iterator[str]:
+    """Why the processes of a supervised command cannot divide a mini-batch; of RL that is a rule of the flags."""
+    if not isinstance(config, PPOConfig):
+        sharing = config.model.ring_attn_size * config.deepspeed.ds_tensor_parallel_size
+        if cluster.gpus % sharing:
+            flag = "--ring_attn_size" if config.model.ring_attn_size > 1 else "--ds_tensor_parallel_size"
+            yield f"{flag} {sharing} does not divide the {cluster.gpus} GPUs: choose a divisor."
+            return
+        try:
+            check_workers(config.train, cluster.gpus // sharing, "")
+        except ValueError as error:
+            yield str(error)
 
 
 def _supervised(cluster: Cluster) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,7 +16,9 @@ from openrlhf.models.load import load_config
 
 @dataclass(frozen=True)
 class Shape:
-    """``learns`` are the parameters that are trained: all of them, or an adapter's. ``width`` is heads × head_dim."""
+    """``learns`` are the parameters that are trained: all of them, or an adapter's. ``width`` is heads × head_dim.
+    In a mixture a token passes ``experts`` of a layer, ``inner`` wide, and none of ``idle``, the parameters of the
+    others; ``normed_heads`` is whether queries and keys have a norm of their own."""
 
     parameters: int
     learns: int
@@ -26,7 +28,10 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocabulary: int
-    inner: int  # width of the feed-forward layers
+    inner: int  # width of the feed-forward layers, or of an expert
+    experts: int = 0
+    idle: int = 0
+    normed_heads: bool = False
 
     @property
     def width(self) -> int:
@@ -37,16 +42,29 @@ class Shape:
         """Of one token in an engine's attention cache: keys and values of every layer in two bytes."""
         return 2 * self.layers * self.kv_heads * self.head_dim * 2
 
-    @property
-    def kept_numbers(self) -> int:
-        """What a layer keeps of a token for the backward pass: six numbers of the hidden size (two norms and what goes
-        into attention), four of the feed-forward width (gate, up, gate after its activation, their product), queries,
-        what attention gives, keys and values. As counted in Llama and Qwen2; fused attention keeps no matrix."""
-        return 6 * self.hidden + 4 * self.inner + 2 * self.width + 2 * self.kv_heads * self.head_dim
+    def kept_bytes(self, wide: int) -> int:
+        """What a layer keeps of a token for the backward pass, in numbers of ``wide`` bytes where not said otherwise.
+
+        Of the hidden size what goes into the two norms, in float32, and four numbers more, what the norms made and what
+        they hand on; the latter with an adapter only, since weights that do not learn need no input. Of the
+        feed-forward width four: gate, up, gate after its activation, their product. Then queries, what attention
+        gives, keys and values; what goes into the norms of heads, in float32, and what they made. As counted in Llama,
+        Qwen3 and Qwen3-MoE; fused attention keeps no matrix.
+        """
+        adapter = 0 < self.learns < self.parameters
+        keys = self.kv_heads * self.head_dim
+        numbers = (2 if adapter else 4) * self.hidden + 2 * self.width + 2 * keys + 4 * self.inner
+        if self.experts:  # each reads and answers for itself, and the answers are added up
+            numbers += (self.experts - 1) * 4 * self.inner + self.experts * 2 * self.hidden
+        floats = 2 * self.hidden
+        if self.normed_heads:
+            numbers += 0 if adapter else self.width + keys
+            floats += self.width + keys
+        return wide * numbers + 4 * floats
 
     def forward_flops(self, length: float) -> float:
-        """Per token: two for each weight, and the causal half of the attention over ``length`` tokens."""
-        return 2 * self.parameters + 2 * self.layers * self.width * length
+        """Per token: two for each weight that it passes, and the causal half of attention over ``length`` tokens."""
+        return 2 * (self.parameters - self.idle) + 2 * self.layers * self.width * length
 
     def train_flops(self, length: float) -> float:
         """Per token, forward and backward: 6·N + 6·L·width·T (Chowdhery et al. 2022, arXiv:2204.02311, appendix B, of
@@ -72,6 +90,7 @@ NAMED = {
     "14B": _sizes("qwen2", 5120, 13824, 48, 40, 8, vocab_size=152064),
     "32B": _sizes("qwen2", 5120, 27648, 64, 40, 8, vocab_size=152064),
     "70B": _sizes("llama", 8192, 28672, 80, 64, 8),
+    "405B": _sizes("llama", 16384, 53248, 126, 128, 8),
 }
 FREE = re.compile(r"(\d+)x(\d+)")
 
@@ -92,23 +111,33 @@ def find_shape(model: str, flag: str, settings: ModelConfig, scores: bool = Fals
         raise ValueError(
             f"{flag} {model}: no such folder; give one, a size ({', '.join(NAMED)}), or HIDDENxLAYERS as in 4096x32."
         )
-    return shape_of(load_config(model, settings, flag), settings, scores)
+    try:
+        config = load_config(model, settings, flag)
+    except ValueError as error:
+        raise ValueError(f"{error}, or a size: {', '.join(NAMED)}, or HIDDENxLAYERS") from error
+    return shape_of(config, settings, scores)
 
 
 def shape_of(config: PreTrainedConfig, settings: ModelConfig, scores: bool = False) -> Shape:
-    every, learns = count_parameters(config, scores, settings)
+    counted = count_parameters(config, scores, settings)
     values = config.get_text_config().to_dict()
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
+    several = values.get("num_experts") or values.get("num_local_experts") or values.get("n_routed_experts") or 0
+    chosen = int(values.get("num_experts_per_tok") or 0) if counted.experts and several else 0
+    inner = values.get("intermediate_size") or 4 * hidden
     return Shape(
-        parameters=every,
-        learns=learns,
+        parameters=counted.every,
+        learns=counted.learns,
         layers=values["num_hidden_layers"],
         hidden=hidden,
         heads=heads,
         kv_heads=values.get("num_key_value_heads") or heads,
         head_dim=values.get("head_dim") or hidden // heads,
         vocabulary=values["vocab_size"],
-        inner=values.get("intermediate_size") or 4 * hidden,
+        inner=(values.get("moe_intermediate_size") or inner) if chosen else inner,
+        experts=chosen,
+        idle=counted.experts * (several - chosen) // several if chosen else 0,
+        normed_heads=counted.normed_heads,
     )
 
 

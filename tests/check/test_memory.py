@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from openrlhf.check.memory import look_at_memory, shapes_of
+from openrlhf.check.memory import look_at_memory, out_of_memory, shapes_of
 from openrlhf.cli.run_command import run_command
 from openrlhf.config.commands import DPOConfig, KTOConfig, PPOConfig, SFTConfig, build
 from openrlhf.plan.cluster import parse_cluster
+from openrlhf.plan.estimate import local_parts
 
 
 def sft(folder: Path, **flags: Any) -> SFTConfig:
@@ -57,14 +58,45 @@ def test_memory_that_ran_out_is_told_with_ways_out(
     def fail(config: SFTConfig) -> None:
         raise error
 
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises(SystemExit) as ended:
         run_command(fail, sft(tiny_folder))
-    assert raised.value is error
-    shown = capsys.readouterr().err.splitlines()
-    assert shown[0].startswith("memory ran out; `openrlhf plan`")
-    assert any(text.startswith("predicted") and "GB" in text for text in shown)
-    assert any(text.startswith("this process held at most ") for text in shown)
-    assert sum(text.startswith("- ") for text in shown) == 3
+    assert ended.value.code == 1
+    whole = capsys.readouterr().err
+    trace, told = whole.split("memory ran out; `openrlhf plan`")
+    assert trace.startswith("Traceback") and str(error) in trace
+    _, predicted, held, *ways = told.splitlines()
+    assert predicted.startswith("predicted for ") and "GB" in predicted
+    assert held.startswith("this process held at most ")
+    assert len(ways) == 3 and all(text.startswith("- ") for text in ways)
+    if not torch.cuda.is_available():  # one process has nobody to share with
+        assert not any(flag in told for flag in ("--adam_offload", "--zero_stage", "--ring_attn_size"))
+
+
+def test_rl_tells_what_its_process_or_its_workers_were_to_hold(tiny_folder: Path) -> None:
+    given = {"pretrain": str(tiny_folder), "prompt_data": "p", "remote_rm_url": "r.py"}
+    error = MemoryError()
+    told = out_of_memory(build(PPOConfig, given | {"local": True}), error)
+    assert told[1].startswith("predicted for ") and len(told[3:]) == 3
+    assert "--adam_offload" not in "".join(told[3:])
+    if not torch.cuda.is_available():
+        told = out_of_memory(build(PPOConfig, given), error)
+        workers = {line.split(":")[0] for line in told[1:4]}
+        assert workers == {f"predicted for a worker of {role}" for role in ("actor", "critic", "reference")}
+        assert any("--adam_offload" in way for way in told)
+
+
+def test_rl_in_one_process_holds_every_role(tiny_folder: Path) -> None:
+    """Float32: 16 bytes a weight that learns, 4 for the reference; 256 texts at most in the attention cache."""
+    given = {"pretrain": str(tiny_folder), "prompt_data": "p", "remote_rm_url": "r.py", "local": True}
+    one = {"micro_train_batch_size": 1, "micro_rollout_batch_size": 1, "gradient_checkpointing": True}
+    config = build(PPOConfig, given | one | {"prompt_max_len": 100_000, "generate_max_len": 1})
+    shapes = shapes_of(config)
+    assert shapes.critic is not None
+    parts = local_parts(config, shapes, "cpu")
+    policy, critic = shapes.policy.parameters, shapes.critic.parameters
+    assert parts["weights"] == 4 * (2 * policy + critic)
+    assert parts["optimizer"] == 8 * (policy + critic)
+    assert parts["attention cache"] == 256 * 100_001 * 2 * 2 * 1 * 32 * 4
 
 
 def test_the_driver_of_rl_that_holds_too_many_samples_is_told_to_ask_for_fewer(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openrlhf.cli.check import take_apart
-from openrlhf.cli.main import main
+from openrlhf.cli.main import VERBS, main
 from openrlhf.config.commands import PPOConfig, SFTConfig
 from openrlhf.config.parse import read
 
@@ -24,9 +24,7 @@ def plan(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 
 
 def commands(shown: str) -> list[list[str]]:
-    return [
-        shlex.split(text) for text in shown.splitlines() if text.lstrip().startswith(("openrlhf train", "deepspeed"))
-    ]
+    return [shlex.split(text) for text in shown.splitlines() if text.lstrip().startswith(("openrlhf ppo", "deepspeed"))]
 
 
 def test_rl_layouts_come_as_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +37,7 @@ def test_rl_layouts_come_as_commands(capsys: pytest.CaptureFixture[str]) -> None
     found = commands(shown)
     assert len(found) == 3
     for words in found:
+        assert words[0] == "openrlhf" and words[1] in VERBS  # as the shell would find it
         line = take_apart(words)  # as openrlhf check reads it
         assert line.verb == "ppo"
         config = read(PPOConfig, line.flags)
@@ -83,3 +82,24 @@ def test_flags_that_exclude_each_other_are_said_to(capsys: pytest.CaptureFixture
     code, shown = plan("--model 0.5B --cluster 8xH100 --train_batch_size 7", capsys)
     assert code == 1
     assert "no layout keeps the rules of the flags" in shown
+    for kind in ("colocated", "resident", "split", "async"):
+        assert f"not looked at, {kind}: --rollout_batch_size × --n_samples_per_prompt = 1024 samples are not" in shown
+
+
+def test_a_batch_that_the_workers_cannot_share_is_said_beside_the_layouts_that_can(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = "--model 0.5B --cluster 8xH100 --init_kl_coef 0 --advantage_estimator rloo --n_samples_per_prompt 2"
+    code, shown = plan(f"{line} --train_batch_size 20 --rollout_batch_size 20", capsys)
+    assert code == 0
+    assert {"1. split", "2. async"} <= {text.split(":")[0] for text in shown.splitlines()} or "1. async" in shown
+    want = "not looked at, colocated: --train_batch_size 20 is not a multiple of --micro_train_batch_size 1 × 8 workers"
+    assert want in shown
+    code, shown = plan("sft --model 0.5B --cluster 8xH100 --train_batch_size 12", capsys)
+    assert code == 1
+    assert "not looked at, ZeRO 3: --train_batch_size 12 is not a multiple of --micro_train_batch_size 1 × 8" in shown
+
+
+def test_a_folder_stands_in_the_command(capsys: pytest.CaptureFixture[str], tiny_folder: Path) -> None:
+    _, shown = plan(f"--model {tiny_folder} --cluster 1xH100", capsys)
+    assert f"--pretrain {tiny_folder} " in shown and " on 1 GPU: " in shown

@@ -9,6 +9,7 @@ import pytest
 
 import openrlhf.models.load
 from openrlhf.cli.main import main
+from openrlhf.cli.reward import placed
 from tests.recipes.helpers import words, write_rows
 from tests.rollout.test_http import says, serving
 
@@ -155,3 +156,9 @@ def test_help_says_whose_flags_these_are(capsys: pytest.CaptureFixture[str]) -> 
         main(["reward", "--help"])
     assert not stop.value.code
     assert "openrlhf ppo" in capsys.readouterr().out
+
+
+def test_who_samples_need_not_be_said() -> None:
+    assert placed(["--pretrain", "m"]) == ["--pretrain", "m", "--local"]
+    for said in (["--local"], ["--vllm_num_engines=2"], ["--config", "run.yaml"]):
+        assert placed(said) == said
