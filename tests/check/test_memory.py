@@ -82,7 +82,7 @@ def test_rl_tells_what_its_process_or_its_workers_were_to_hold(tiny_folder: Path
         told = out_of_memory(build(PPOConfig, given), error)
         workers = {line.split(":")[0] for line in told[1:4]}
         assert workers == {f"predicted for a worker of {role}" for role in ("actor", "critic", "reference")}
-        assert any("--adam_offload" in way for way in told)
+        assert any("--ring_attn_size" in way for way in told)
 
 
 def test_rl_in_one_process_holds_every_role(tiny_folder: Path) -> None:
