@@ -109,7 +109,8 @@ def look(line: Line, config: Command, cluster: Cluster | None) -> Iterator[Findi
         return
     readable = all(finding.severity != "error" for finding in models)
     missing = f"--pretrain {config.model.pretrain}: no "
-    yield from look_at_data(line, config, not any(missing in finding.sentence for finding in models))
+    found = not any(missing in finding.sentence for finding in models)
+    yield from look_at_data(line, config, found)
     if readable:
         yield from gathered("disk", look_at_disk(config))
     workers = line.workers
@@ -119,9 +120,11 @@ def look(line: Line, config: Command, cluster: Cluster | None) -> Iterator[Findi
         if workers is None and line.assume is not None and cluster is not None:
             workers = cluster.gpus
         yield from gathered("devices", look_at_processes(config, workers))
-    if cluster is not None and readable:
+    if cluster is not None and found:  # for which no weights are read
         each = cluster.gpus if isinstance(config, PPOConfig) else workers or 1
-        yield from gathered("memory", look_at_memory(config, cluster, each))
+        # A model that cannot be read was told of above.
+        told = gathered("memory", look_at_memory(config, cluster, each))
+        yield from (finding for finding in told if readable or finding.severity != "error")
 
 
 def look_at_data(line: Line, config: TrainCommand, found: bool) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from openrlhf.plan import seconds
 from openrlhf.plan.cluster import Cluster
 from openrlhf.plan.memory import (
     CONTEXT,
+    FRAGMENTS,
     HOST,
     Parts,
     busiest,
@@ -181,22 +182,38 @@ def _engine_parts(placement: Placement, config: PPOConfig, shapes: Shapes, clust
 
 def _problem(rooms: Sequence[Room], slots: int, config: PPOConfig, shapes: Shapes, cluster: Cluster) -> str | None:
     if slots < 1:
-        width = config.vllm.vllm_tensor_parallel_size
-        return (
-            f"an engine of --vllm_tensor_parallel_size {width} with --vllm_gpu_memory_utilization "
-            f"{config.vllm.vllm_gpu_memory_utilization:g} has no room for one text of {_length(config)} tokens beside "
-            f"its weights of {engine_weights(shapes.policy, width) / 1e9:.1f} GB: raise one of the two"
-        )
-    for room in rooms:
-        if not room.fits:
-            return too_full(room, config)
-        if room.host > HOST:
-            return (
-                f"{room.pool} keeps {room.host / 1e9:.0f} GB in host memory for each GPU, and machines have about "
-                f"{HOST / 1e9:.0f}: use more GPUs (--actor_num_nodes), or leave out --adam_offload or "
-                "--deepspeed_enable_sleep"
-            )
-    return None
+        return _no_engine(config, shapes, cluster)
+    return next((problem for room in rooms if (problem := too_much(room, config))), None)
+
+
+def _no_engine(config: PPOConfig, shapes: Shapes, cluster: Cluster) -> str:
+    width, share = config.vllm.vllm_tensor_parallel_size, config.vllm.vllm_gpu_memory_utilization
+    weights, length, gpu = engine_weights(shapes.policy, width) / 1e9, _length(config), cluster.gpu.memory
+    found = (
+        f"an engine of --vllm_tensor_parallel_size {width} with --vllm_gpu_memory_utilization {share:g} has no room "
+        f"for one text of {length} tokens beside its weights of {weights:.1f} GB: "
+    )
+    if kv_slots(shapes.policy, gpu, 1 - FRAGMENTS, cluster.per_node, length) > 0:
+        return f"{found}raise one of the two"
+    least = engine_weights(shapes.policy, cluster.per_node) / 1e9
+    return (
+        f"{found}and an engine cannot leave its machine, whose {cluster.per_node} GPUs would hold {least:.1f} GB of "
+        f"weights each; use GPUs with more than {gpu / 1e9:.0f} GB, or machines with more of them"
+    )
+
+
+def too_much(room: Room, config: TrainCommand) -> str | None:
+    """Why a pool cannot be, for its GPUs or for the memory of their host; None when it can."""
+    if not room.fits:
+        return too_full(room, config)
+    if room.host <= HOST:
+        return None
+    more = " (--actor_num_nodes)" if isinstance(config, PPOConfig) else ""
+    sleep = " or --deepspeed_enable_sleep" if isinstance(config, PPOConfig) else ""
+    return (
+        f"{room.pool} keeps {room.host / 1e9:.0f} GB in host memory for each GPU, and machines have about "
+        f"{HOST / 1e9:.0f}: use more GPUs{more}, or leave out --adam_offload{sleep}"
+    )
 
 
 def too_full(room: Room, config: TrainCommand) -> str:
@@ -376,15 +393,16 @@ def _supervised(config: TrainCommand, shapes: Shapes, cluster: Cluster) -> Estim
     assert not isinstance(config, PPOConfig)
     length, texts = text_length(config), texts_of_row(config)
     room = supervised_room(config, shapes, cluster, cluster.gpus)
-    if not room.fits or room.host > HOST:
-        return Estimate([room], problem=too_full(room, config))
+    if (problem := too_much(room, config)) is not None:
+        return Estimate([room], problem=problem)
     rows = config.train.train_batch_size * texts
     phases = {"update": _pass(shapes.policy, cluster.gpus, rows, length, config, cluster)}
     if shapes.other is not None:
         phases["reference"] = seconds.forward(shapes.other, cluster, cluster.gpus, rows * length, length)
     elif isinstance(config, DPOConfig | KTOConfig):
         phases["reference"] = seconds.forward(shapes.policy, cluster, cluster.gpus, rows * length, length)
-    return Estimate([room], phases=phases, step=sum(phases.values()), binds="update: the arithmetic of the GPUs")
+    longest = max(phases, key=lambda name: phases[name])
+    return Estimate([room], phases=phases, step=sum(phases.values()), binds=f"{longest}: the arithmetic of the GPUs")
 
 
 def supervised_parts(

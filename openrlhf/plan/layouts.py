@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -104,7 +104,7 @@ def _candidates(
     command: type[TrainCommand], given: Mapping[str, Any], cluster: Cluster
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Kinds and flags that contradict none of the given ones."""
-    for kind, placed in _rl(given, cluster) if command is PPOConfig else _supervised(cluster):
+    for kind, placed in _rl(given, cluster) if command is PPOConfig else _supervised(given, cluster):
         if all(given.get(name, value) == value for name, value in placed.items()):
             yield kind, placed
 
@@ -130,14 +130,21 @@ def _shares(config: TrainCommand, cluster: Cluster) -> Iterator[str]:
             yield str(error)
 
 
-def _supervised(cluster: Cluster) -> Iterator[tuple[str, dict[str, Any]]]:
-    for stage, offload in product((2, 3), (False, True)):
+def _stages(given: Mapping[str, Any], cluster: Cluster) -> Sequence[int]:
+    """The one that is given, else those that divide something: alone there is nothing to divide."""
+    if "zero_stage" in given:
+        return (given["zero_stage"],)
+    return (2, 3) if cluster.gpus > 1 else (2,)
+
+
+def _supervised(given: Mapping[str, Any], cluster: Cluster) -> Iterator[tuple[str, dict[str, Any]]]:
+    for stage, offload in product(_stages(given, cluster), (False, True)):
         yield f"ZeRO {stage}", {"zero_stage": stage} | ({"adam_offload": True} if offload else {})
 
 
 def _rl(given: Mapping[str, Any], cluster: Cluster) -> Iterator[tuple[str, dict[str, Any]]]:
     roles = set(role_sizes(build(PPOConfig, given)))
-    for stage, width, offload in product((2, 3), WIDTHS, (False, True)):
+    for stage, width, offload in product(_stages(given, cluster), WIDTHS, (False, True)):
         if width > cluster.per_node or cluster.gpus % width:
             continue
         common = {"zero_stage": stage, "vllm_tensor_parallel_size": width} | ({"adam_offload": True} if offload else {})

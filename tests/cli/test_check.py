@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import pytest
@@ -168,6 +169,19 @@ def test_a_placement_meets_a_cluster(flags: dict[str, Any], capsys: pytest.Captu
     assert any("error devices --vllm_tensor_parallel_size 2: the GPUs of an engine are of one" in t for t in lines)
     code, lines = check(["ppo", *on_a_cluster(flags, **shape), "--assume", "4x8xH100-80G"], capsys)
     assert any("the run uses 16 of the 32 GPUs" in text for text in lines)
+
+
+def test_memory_is_estimated_without_weights(
+    flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether a model fits may be asked before its weights are downloaded."""
+    copytree(flags["pretrain"], tmp_path / "sizes", ignore=ignore_patterns("*.safetensors"))
+    code, lines = check(
+        ["sft", "--assume", "1xL4", *words(of("sft", flags) | {"pretrain": tmp_path / "sizes"})], capsys
+    )
+    assert code == 1
+    assert any(text.startswith("error models") and "has no weights" in text for text in lines), lines
+    assert any(text.startswith("ok memory model takes about ") for text in lines), lines
 
 
 def test_processes_of_a_launcher_share_the_batch(flags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

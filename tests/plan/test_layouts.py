@@ -90,6 +90,31 @@ def test_seventy_billion_do_not_fit_eight_cards_and_fit_thirty_two() -> None:
     assert found("70B", "4x8xH100-80G")[0]
 
 
+def test_what_no_machine_can_serve_is_said_to_need_others() -> None:
+    """405B in two bytes are 101 GB on each of eight GPUs, whatever the number of machines."""
+    fitting, refused = found("405B", "4x8xH100-80G")
+    assert not fitting
+    assert "and an engine cannot leave its machine, whose 8 GPUs would hold 101.5 GB of weights each" in "".join(
+        str(layout.estimate.problem) for layout in refused
+    )
+    assert found("405B", "8x8xB200", **GROUPS)[0]
+
+
+def test_any_stage_that_is_given_is_planned() -> None:
+    given = {"pretrain": "M", "dataset": "D", "output_key": "A", "zero_stage": 1, "ds_tensor_parallel_size": 4}
+    shape = find_shape("7B", "--model", build(SFTConfig, given).model)
+    fitting, refused = search(SFTConfig, given, Shapes(shape), parse_cluster("8xH100-80G", "--cluster"))
+    assert fitting and {layout.kind for layout in (*fitting, *refused)} == {"ZeRO 1"}
+
+
+def test_a_host_that_is_too_small_is_named() -> None:
+    """32B with its optimizer beside one GPU: 12 + 4 + 2 bytes a weight are 590 GB."""
+    given = {"pretrain": "M", "dataset": "D", "output_key": "A", "adam_offload": True}
+    shape = find_shape("32B", "--model", build(SFTConfig, given).model)
+    _, refused = search(SFTConfig, given, Shapes(shape), parse_cluster("1xB200", "--cluster"))
+    assert "model keeps 590 GB in host memory for each GPU" in str(refused[0].estimate.problem)
+
+
 def test_more_gpus_do_not_make_a_long_answer_faster_and_sampling_ahead_does() -> None:
     """The reason for asynchronous training: every sampled token reads all weights."""
     flags = {**GROUPS, "generate_max_len": 15360, "train_batch_size": 1024, "rollout_batch_size": 256}
