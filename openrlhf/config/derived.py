@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from openrlhf.config.commands import DPOConfig, PPOConfig
-from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, RolloutConfig, ServeConfig
+from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, RewardConfig, RolloutConfig, ServeConfig
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,29 @@ def reward_models(config: PPOConfig) -> list[str]:
     return [] if given is None else given.split(",")
 
 
+def reward_sources(config: RewardConfig) -> tuple[str | None, list[str]]:
+    """The Python file of ``--remote_rm_url`` and the addresses of its servers, either or both."""
+    parts = [] if config.remote_rm_url is None else config.remote_rm_url.split(",")
+    file = next((part for part in parts if part.endswith(".py") and "://" not in part), None)
+    if file is not None:
+        parts.remove(file)
+    return file, parts
+
+
+def file_and_servers(config: RewardConfig) -> bool:
+    """Whether both give rewards, which are then one sum before the reward models come to it."""
+    file, servers = reward_sources(config)
+    return file is not None and bool(servers)
+
+
 def reward_weights(config: PPOConfig) -> list[float]:
-    """The weight of each reward model, and behind them that of the function, server or agent where there is one."""
+    """The weight of each reward model, and behind them that of the function, server or agent where there is one; 1 for
+    the sum of a function and servers."""
     function = config.reward.remote_rm_url or config.rollout.agent_func_path
-    sources = len(reward_models(config)) + (function is not None)
-    given = config.reward.reward_weights
-    return [1.0] * sources if given is None else list(given)
+    models, given = len(reward_models(config)), config.reward.reward_weights
+    if given is None or file_and_servers(config.reward):
+        return [*(given or [1.0] * models)[:models], *[1.0] * (function is not None)]
+    return list(given)
 
 
 def reference_source(config: DPOConfig) -> str:

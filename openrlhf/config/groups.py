@@ -402,7 +402,7 @@ class RewardConfig:
     remote_rm_url: str | None = flag(
         None,
         "Python file that defines reward_func(queries, prompts, labels), or HTTP addresses of reward servers, "
-        "separated by commas, that share each batch",
+        "separated by commas, that share each batch; a file before addresses: both give rewards",
     )
     reward_timeout: float = flag(
         180.0,
@@ -415,7 +415,8 @@ class RewardConfig:
     )
     reward_weights: tuple[float, ...] | None = flag(
         None,
-        "weight of each reward in their sum: reward models in order, then --remote_rm_url; without it 1 each",
+        "weight of each reward in their sum: reward models in order, then the file and then the servers of "
+        "--remote_rm_url; without it 1 each",
     )
     normalize_reward: bool = flag(
         False, "standardise the rewards of each reward model with the mean and std stored in it"

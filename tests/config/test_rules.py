@@ -26,7 +26,15 @@ from openrlhf.config.commands import (
     flat,
     types,
 )
-from openrlhf.config.derived import CriticSource, critic_source, needs_deepspeed, reference_source, role_sizes
+from openrlhf.config.derived import (
+    CriticSource,
+    critic_source,
+    needs_deepspeed,
+    reference_source,
+    reward_sources,
+    reward_weights,
+    role_sizes,
+)
 from openrlhf.config.parse import read
 from openrlhf.config.ranges import RANGES, check_ranges
 from openrlhf.config.rules import check, models
@@ -562,7 +570,8 @@ def test_reward_addresses(address: str) -> None:
                 *(
                     "reward",
                     "a.py,b.py",
-                    "a.py,http://host",
+                    "a.py,http://host,b.py",
+                    "a.py,",
                     "host:5000",
                     "ftp://host/x",
                     "file:///etc/passwd",
@@ -590,10 +599,29 @@ def test_bad_reward_addresses(address: str, words: list[str]) -> None:
             ["--reward_weights has 2 numbers for 3 rewards"],
         ),
         ({"reward_pretrain": "a,,b"}, ["--reward_pretrain", "comma"]),
+        (
+            {"reward_pretrain": None, "remote_rm_url": "reward.py,http://host"},
+            ["--remote_rm_url names a file and servers", "--reward_weights", "first the file"],
+        ),
+        (
+            {"remote_rm_url": "reward.py,http://a,http://b", "reward_weights": (1.0, 2.0)},
+            ["--reward_weights has 2 numbers for 3 rewards", "two for a file and servers"],
+        ),
     ],
 )
 def test_bad_sums_of_rewards(changed: dict[str, Any], words: list[str]) -> None:
     refused(build(PPOConfig, PPO | changed), words)
+
+
+def test_weights_of_models_a_file_and_servers() -> None:
+    given = {"reward_pretrain": "a,b", "remote_rm_url": "http://x,reward.py,http://y", "reward_weights": (1, 2, 3, 4)}
+    config = build(PPOConfig, PPO | given)
+    check(config)
+    assert reward_sources(config.reward) == ("reward.py", ["http://x", "http://y"])
+    assert reward_weights(config) == [1, 2, 1]  # 3 and 4 make one sum of the file and the servers
+    alone = build(PPOConfig, PPO | {"reward_pretrain": "a", "remote_rm_url": "r.py", "reward_weights": (1, 2)})
+    assert reward_weights(alone) == [1, 2]
+    assert reward_weights(build(PPOConfig, PPO | {"reward_pretrain": "a,b"})) == [1, 1]
 
 
 def test_the_critic_starts_from_the_first_reward_model() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from openrlhf.config.groups import RewardConfig
 from openrlhf.rollout.rewards import RewardFailed, Rewards, ask_in_halves, call_reward_function, failed, joined
 from openrlhf.rollout.sources import reward_function
+from tests.rollout.server import says, serving
 
 TEXTS = [f"{n}" for n in range(8)]
 BAD = """
@@ -72,6 +76,35 @@ def test_in_its_own_process_it_is_named_after_a_second_try(file: Path) -> None:
         ask(file, isolated=True, policy="stop")
     file.write_text(FLAKY)
     assert ask(file, isolated=True, policy="stop").rewards == [float(text) for text in TEXTS]
+
+
+PLAIN = (
+    "def reward_func(queries, prompts, labels):\n    return {'rewards': [int(q) for q in queries], 'scores': [1] * 8}\n"
+)
+
+
+@pytest.mark.parametrize("policy", ["stop", "drop"])
+def test_a_file_and_servers_are_weighed_and_logged_apart(file: Path, policy: str) -> None:
+    def tens(connection: socket.socket, asked: dict[str, Any]) -> None:
+        says(json.dumps({"rewards": [10 + int(q) for q in asked["query"]]}))(connection, asked)
+
+    if policy == "stop":
+        file.write_text(PLAIN)
+    with serving(tens) as one, serving(tens) as two:
+        named = f"{file},{one.url},{two.url}"
+        config = RewardConfig(
+            remote_rm_url=named, on_reward_failure=policy, reward_timeout=60, reward_weights=(7.0, 0.5, 2.0)
+        )
+        function = reward_function(config, chunk=4, isolated=False)
+        assert function is not None
+        told = call_reward_function(function, TEXTS, TEXTS, TEXTS)
+        assert [len(body["query"]) for body in (*one.asked, *two.asked)] == [4, 4]
+    right = [n for n in range(8) if n not in told.failures]
+    assert right == (list(range(8)) if policy == "stop" else [0, 1, 2, 4, 5, 7])  # the file raises at 3 and 6
+    assert [told.rewards[n] for n in right] == [0.5 * n + 2 * (10 + n) for n in right]
+    assert [told.extra_logs["file"][n] for n in right] == right
+    assert told.extra_logs["server"] == [10.0 + n for n in range(8)]
+    assert told.scores == [1.0] * 8 or policy == "drop"
 
 
 def test_the_search_ends_in_time() -> None:

@@ -72,7 +72,7 @@ TRAINING = (
 )  # fmt: skip
 
 REINFORCEMENT = (
-    training.evaluation, data.prompt_shares, rewards.reward_source, rewards.agent, rewards.reward_address,
+    training.evaluation, data.prompt_shares, rewards.reward_address, rewards.reward_source, rewards.agent,
     batches.rollout_batch, rollouts.stop_strings, rollouts.filtering, algorithm.estimator, algorithm.surrogate,
     algorithm.correction, rollouts.asynchronous, rewards.overlong, algorithm.critic, algorithm.freezing,
     algorithm.average, algorithm.reference, algorithm.kl_horizon, placement.local, placement.engines,

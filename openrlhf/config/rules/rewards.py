@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from openrlhf.config.commands import PPOConfig, defaults
-from openrlhf.config.derived import reward_models
+from openrlhf.config.derived import file_and_servers, reward_models, reward_sources
 
 
 def reward_source(config: PPOConfig) -> None:
@@ -23,11 +23,18 @@ def reward_source(config: PPOConfig) -> None:
             "--reward_pretrain and --remote_rm_url both give rewards: say with --reward_weights how much each counts, "
             "or leave one out; a critic that starts from a reward model is named by --critic_pretrain."
         )
-    sources = len(models) + ((file or agent) is not None)
+    both = file_and_servers(config.reward)
+    if both and weights is None:
+        raise ValueError(
+            "--remote_rm_url names a file and servers, which both give rewards: say with --reward_weights how much "
+            "each counts, first the file, or leave one out."
+        )
+    sources = len(models) + ((file or agent) is not None) + both
     if weights is not None and len(weights) != sources:
         raise ValueError(
             f"--reward_weights has {len(weights)} numbers for {sources} rewards: give one for each model of "
-            "--reward_pretrain, in their order, and then one for --remote_rm_url if there is one."
+            "--reward_pretrain, in their order, and then one for --remote_rm_url if there is one, or two for a file "
+            "and servers."
         )
     for name in ("reward_timeout", "on_reward_failure"):
         if file is None and agent is None and vars(config.reward)[name] != defaults(PPOConfig)[name]:
@@ -59,10 +66,8 @@ def agent(config: PPOConfig) -> None:
 
 
 def reward_address(config: PPOConfig) -> None:
-    given = config.reward.remote_rm_url
-    if given is None or (given.endswith(".py") and "," not in given and "://" not in given):
-        return
-    for part in given.split(","):
+    _, servers = reward_sources(config.reward)
+    for part in servers:
         try:
             place = urlsplit(part)
             sound = place.scheme in ("http", "https") and place.hostname and place.port != 0
@@ -70,8 +75,8 @@ def reward_address(config: PPOConfig) -> None:
             sound = False
         if not sound:
             raise ValueError(
-                f"--remote_rm_url {part!r} must be a .py file that defines reward_func, or addresses that begin with "
-                "http:// or https://, separated by commas."
+                f"--remote_rm_url {part!r} must be a .py file that defines reward_func, of which there is one at most, "
+                "or addresses that begin with http:// or https://, separated by commas."
             )
         if place.username is not None:
             raise ValueError(
