@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from openrlhf.models.tiny import build_tokenizer
-from tests.cluster.ray_head import loopback, ray_head
+from tests.cluster.ray_head import RAY, loopback, ray_head
 from tests.docs.shell import ROOT
 from tests.recipes.helpers import free_port, metrics, words, write_rows
 
@@ -61,13 +62,14 @@ class Cluster:
     address: str
     environment: dict[str, str]
 
-    def run(self, command: list[str], folder: Path) -> None:
-        """Run a program in ``folder``. It must end well."""
+    def run(self, command: list[str], folder: Path) -> str:
+        """Run a program in ``folder``, which must end well, and return what it prints."""
         done = subprocess.run(
             command, env=self.environment | {"ADDRESS": self.address}, cwd=folder, timeout=380,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-6000:]
+        return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +107,10 @@ class Case:
 
 
 GROUPS = Case(shows=("kl_coef",), lacks=("critic_loss",))
-# The well-known command below stands for the hybrid engine with a critic. The flags of all scripts
-# are read by the tests of the documentation.
 CASES = {
     "train_ppo_llama_ray.sh": Case(),
+    "train_ppo_llama_ray_hybrid_engine.sh": Case(),
+    "train_ppo_llama_ray_70b.sh": Case(),
     "train_ppo_llama_ray_ring.sh": Case(workers=2),
     "train_ppo_llama_ray_tensor_parallelism.sh": Case(workers=2),
     "train_ppo_llama_with_reward_fn.sh": Case(reward="file"),
@@ -148,8 +150,17 @@ def has_trained(folder: Path, shows: tuple[str, ...] = (), lacks: tuple[str, ...
 def test_script_trains(script: str, cluster: Cluster, models: Models, tmp_path: Path) -> None:
     case = CASES[script]
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    cluster.run(["bash", f"examples/scripts/{script}", *words(stand_ins(case, models, tmp_path))], tmp_path)
+    said = cluster.run(["bash", f"examples/scripts/{script}", *words(stand_ins(case, models, tmp_path))], tmp_path)
+    if "--no-wait" in (SCRIPTS / script).read_text():  # the job is accepted, and goes on by itself
+        (job,) = set(re.findall(r"raysubmit_\w+", said))
+        cluster.run([RAY, "job", "logs", f"--address={cluster.address}", "--follow", job], tmp_path)
     has_trained(tmp_path, case.shows, case.lacks)
+
+
+def test_every_script_of_rl_is_run() -> None:
+    others = {"train_ppo_llama_with_remote_rm.sh", "train_ppo_llama_ray_slurm.sh"}  # by tests of their own, below
+    found = {path.name for path in SCRIPTS.glob("*.sh") if "train_ppo_ray" in path.read_text()}
+    assert found == CASES.keys() | others
 
 
 def test_script_trains_on_the_rewards_of_a_server(cluster: Cluster, models: Models, tmp_path: Path) -> None:
