@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from concurrent.futures import Future
@@ -20,13 +21,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from openrlhf.backends.local_roles import local_roles
-from openrlhf.cli.train_ppo_ray import prompt_batches
+from openrlhf.cli.train_ppo_ray import main, prompt_batches
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.parse import read
 from openrlhf.models.load import load_tokenizer
 from openrlhf.training import ppo
 from openrlhf.training.roles import PartLost, Roles, done, gather
 from openrlhf.types import Prompt, Sample
+from tests.recipes.helpers import metrics, run, words, write_rows
+from tests.recipes.test_async import trained_prompts
 from tests.training.test_ppo import Lines
 
 ray = pytest.importorskip("ray")
@@ -112,7 +115,11 @@ class Witness:
 
     def beside(self, act: Any) -> None:
         """In the engines that there were at the start and that live."""
-        ray.get([aside(engine, act) for engine in self.held], timeout=DEADLINE_S)
+        beside(self.held, act)
+
+
+def beside(engines: list[Any], act: Any) -> None:
+    ray.get([aside(engine, act) for engine in engines], timeout=DEADLINE_S)
 
 
 def aside(engine: Any, act: Any) -> Any:
@@ -208,3 +215,63 @@ def check_tokens(rollouts: list[list[Sample]], folders: list[Path]) -> None:
 def weights_of(folder: Path) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(folder).float()
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# A command whose engines are held as above; it dies in the sync of step 2, while rollout 3 is held in its middle and
+# rollout 4 waits its turn.
+DIES = """
+import os, signal, sys
+from dataclasses import replace
+import ray
+from openrlhf.cli.train_ppo_ray import main
+from openrlhf.cluster import roles
+from tests.cluster import test_partial as tests
+
+ray.cloudpickle.register_pickle_by_value(tests)
+connected = roles.connected
+
+def held(engines, *rest):
+    sampling = connected(engines, *rest)
+    tests.beside(engines.engines, tests.hold)
+
+    def sync(version):
+        tests.beside(engines.engines, tests.wait_until_held)
+        if version == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sampling.sync(version)
+
+    return replace(sampling, sync=sync)
+
+roles.connected = held
+main(sys.argv[1:])
+"""
+COUNTING = """
+def reward_func(queries, prompts, labels):
+    return {"rewards": [len(set(query)) / 20 for query in queries],
+            "extra_logs": {"prompts": [2.0 ** int(label) for label in labels]}}
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_is_killed_with_rollouts_in_their_middle_learns_from_each_prompt_once(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "reward.py").write_text(COUNTING)
+    rows = [{"input": f"What is {i} + {i}?", "label": i} for i in range(2 * STEPS)]
+    flags: dict[str, Any] = {
+        "pretrain": tiny_folder, "remote_rm_url": tmp_path / "reward.py", "label_key": "label",
+        "prompt_data": write_rows(tmp_path / "p.jsonl", rows), "advantage_estimator": "rloo", "init_kl_coef": 0,
+        "actor_num_gpus_per_node": 1, "vllm_num_engines": 1, "rollout_batch_size": 2, "n_samples_per_prompt": 2,
+        "train_batch_size": 4, "micro_train_batch_size": 4, "prompt_max_len": 32, "generate_max_len": LENGTH,
+        "actor_learning_rate": 1e-3, "async_train": True, "async_queue_size": 2, "partial_rollout": True,
+        "enable_vllm_is_correction": True, "save_steps": 1, "save_path": tmp_path / "out",
+        "ckpt_path": tmp_path / "ckpt",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, *words(flags)], cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stdout[-3000:]
+    out = run(main, flags | {"load_checkpoint": True})
+    assert [row["step"] for row in metrics(out)] == list(range(1, STEPS + 1))
+    assert sorted(trained_prompts(out, at_once=2)) == list(range(2 * STEPS))

@@ -27,6 +27,7 @@ TROUBLED = "faults/test_reward_server.py::test_troubles_that_pass_change_no_numb
 SAME = "the next process goes on bit for bit"
 REPLACED = "faults/test_engines.py::test_an_engine_that_dies_is_replaced"
 LOST, HANGS = "cluster/test_engines.py::", "faults/test_hangs.py::"
+OUTSIDE = "faults/test_outside.py::"
 PULSE = "training/test_pulse.py::test_ranks_that_hang_end_the_others_with_the_stacks_of_all"
 
 FAULTS = (
@@ -94,7 +95,10 @@ FAULTS = (
         "R10",
         "an engine's core is dead, its actor is alive",
         "as R07",
-        (f"{LOST}test_only_what_a_lost_engine_was_asked_for_is_asked_again",),
+        (
+            "faults/test_core.py::test_r10_an_engine_whose_worker_died_is_replaced",
+            f"{LOST}test_only_what_a_lost_engine_was_asked_for_is_asked_again",
+        ),
     ),
     Fault(
         "R11",
@@ -247,6 +251,7 @@ FAULTS = (
             f"{HTTP}test_nobody_there",
             f"{HTTP}test_nobody_for_long_is_the_end_before_the_time_for_a_request_is_over",
             "faults/test_engines_lost.py::test_what_was_learnt_is_saved",
+            f"{OUTSIDE}test_a_killed_reward_server_ends_the_run_which_goes_on_when_there_is_one_again",
             "rollout/test_collect.py::test_samples_whose_reward_failed_are_left_out",
             "rollout/test_collect.py::test_no_reward_at_all_is_an_end",
             "recipes/test_serve_rm.py::test_rl_without_its_server_ends_with_a_sentence",
@@ -266,9 +271,10 @@ FAULTS = (
     ),
     Fault(
         "R32",
-        "a reward function raises, says NaN, prints a lot, sleeps, forks, exits, crashes",
-        "its process ends, not the run",
+        "a reward function raises, says NaN, prints a lot, sleeps, forks, exits, crashes; an agent's environment dies",
+        "the function's process ends, not the run; without the environment it ends with a checkpoint",
         (
+            f"{OUTSIDE}test_a_killed_environment_ends_the_run_which_goes_on",
             f"{ISOLATED}test_what_it_does_wrong_is_named",
             f"{ISOLATED}test_what_it_prints_is_no_part_of_its_answer",
             f"{ISOLATED}test_a_copy_of_it_says_nothing",
@@ -381,7 +387,11 @@ FAULTS = (
         "R41",
         "kill −9 of an asynchronous run with rollouts in flight",
         "each prompt is learned from once",
-        ("recipes/test_async.py::test_a_killed_run_learns_from_each_prompt_once",),
+        (
+            "recipes/test_async.py::test_a_killed_run_learns_from_each_prompt_once",
+            "cluster/test_partial.py::"
+            "test_a_run_that_is_killed_with_rollouts_in_their_middle_learns_from_each_prompt_once",
+        ),
     ),
     Fault(
         "R42",

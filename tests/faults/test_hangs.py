@@ -52,16 +52,29 @@ def session() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def spare(session: None) -> list[Any]:
+    return []
+
+
+def two_ranks(spare: list[Any]) -> list[Any]:
+    """While a test waits, those of the next one start."""
+    from openrlhf.cluster.calls import GROUPS
+
+    while len(spare) < 4:
+        spare.append(ray.remote(concurrency_groups=GROUPS)(Rank).options(num_cpus=0).remote())
+    return [spare.pop(0), spare.pop(0)]
+
+
 @pytest.fixture
-def group(session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def group(spare: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two ranks that are watched, in a process group. A hang is one of 15 seconds."""
     from openrlhf.cluster import watch
-    from openrlhf.cluster.calls import GROUPS
     from openrlhf.cluster.group import Group
 
     monkeypatch.setattr(watch, "SILENCE_S", 15.0)
     watching = watch.Watch(tmp_path / "stacks", DEADLINE_S)
-    ranks = [ray.remote(concurrency_groups=GROUPS)(Rank).options(num_cpus=0).remote() for _ in range(2)]
+    ranks = two_ranks(spare)
     group = Group("actor", ranks, threading.RLock(), False, watch.Line(watching, 4, "role"), DEADLINE_S)
     watching.add(group.names, ranks)
     with socket.socket() as probe:
