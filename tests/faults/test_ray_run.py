@@ -121,8 +121,7 @@ def test_a_run_whose_ray_dies_goes_on_and_shows_nothing(
     hold.unlink()
     before = metrics(tmp_path / "out")
     monkeypatch.setenv("WANDB_API_KEY", "unused")
-    # The actor samples by itself then, as engines take long to start.
-    run(main, flags | {"load_checkpoint": True, "use_wandb": "true", "vllm_num_engines": 0})
+    run(main, flags | {"load_checkpoint": True, "use_wandb": "true"})
     after = metrics(tmp_path / "out")
     assert [row["step"] for row in after] == list(range(1, 7))
     assert after[: len(before)] == before
