@@ -83,11 +83,15 @@ def read_before(config: InteractiveChatConfig) -> str:
 
 
 def next_line() -> str | None:
-    """What the user says, without space around it; None for the end."""
+    """What the user says, without space around it; None for the end. Raises ValueError for what is no text."""
     try:
         line = input("> " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):
         return None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the input is not {error.encoding} text; save the file that it comes from as UTF-8"
+        ) from error
     return None if line == "/exit" else line
 
 

@@ -124,3 +124,13 @@ def test_from_a_pipe_by_its_module(tiny_folder: Path) -> None:
     done = subprocess.run(command, input="hello\n/exit\n", capture_output=True, text=True, timeout=120)
     assert (done.returncode, len(done.stdout.strip()) > 0, "Traceback" in done.stderr) == (0, True, False)
     assert "> " not in done.stdout[:2]
+
+
+def test_lines_that_are_no_text_are_a_sentence(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    with pytest.raises(SystemExit) as stop:
+        main(words({"pretrain": tiny_folder, "max_len": LEN}))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("the input is not utf-8 text; save the file")
