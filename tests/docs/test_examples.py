@@ -65,32 +65,6 @@ def test_the_mathematics_reward() -> None:
         function(["Q 7"], ["Q "], [""])
 
 
-@pytest.mark.parametrize(
-    ("response", "reward", "score"),
-    [
-        ("3 + 4 = 7\n#### 7", 1.0, 1.0),
-        ("3 + 4 = 7\n#### 7<|im_end|>", 1.0, 1.0),
-        ("3 + 4 = 7\n#### 7<|im_end|><|pad|><|pad|>", 1.0, 1.0),
-        ("#### 1,234\n", 1.0, 0.0),
-        ("#### 8", 1.0, 0.0),
-        ("#### 7 apples", 0.2, 0.0),
-        ("#### 7\nmore #### words", 0.2, 0.0),
-        ("the answer is 7", 0.0, 0.0),
-        ("### 7", 0.0, 0.0),
-        ("#### seven", 0.0, 0.0),
-        ("", 0.0, 0.0),
-    ],
-)
-def test_gsm8k_reward(response: str, reward: float, score: float) -> None:
-    rewards, scores = rewards_of("examples/gsm8k/reward.py", "Question: #### 7\nAnswer: ", [response], "so\n#### 7")
-    assert (rewards, scores) == ([reward], [score])
-
-
-def test_gsm8k_reward_ignores_thousands_commas() -> None:
-    _, scores = rewards_of("examples/gsm8k/reward.py", "Q", ["#### 1234", "#### 1,234", "#### -1234"], "x #### 1,234")
-    assert scores == [1.0, 1.0, 0.0]
-
-
 def test_estimator_file() -> None:
     """Groups 0 and 1 with means 2 and 5; only 3 > 2 teaches, by 1; the KL reward of −0.25 a token comes on top."""
     inputs = AdvantageInputs(
@@ -114,12 +88,13 @@ def test_estimator_file_needs_groups() -> None:
 
 
 def test_gsm8k_prepare(tmp_path: Path) -> None:
-    """A folder that loads, whose tokenizer takes what the run hands it."""
-    (tmp_path / "rows.jsonl").write_text('{"question": "What is 3 + 4?", "answer": "#### 7"}\n', encoding="utf-8")
-    load_from_file(f"{ROOT}/examples/gsm8k/prepare.py:main", "test")(
-        str(tmp_path / "rows.jsonl"), str(tmp_path / "base")
-    )
+    """The shortest problems, shortest first, and a folder that loads, whose tokenizer takes what the run hands it."""
+    rows = [{"question": question, "answer": "#### 7"} for question in ("What is 3 + 4?", "What is 30 + 40?", "3+4?")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    load_from_file(f"{ROOT}/examples/gsm8k/prepare.py:main", "test")(str(tmp_path / "rows.jsonl"), str(tmp_path), "2")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "base").iterdir()}
+    lines = (tmp_path / "problems.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [rows[2], rows[0]]
 
 
 @pytest.mark.parametrize("lines", [False, True])

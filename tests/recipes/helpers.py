@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from openrlhf.algorithms.registry import load_from_file
 
 # What a clock decides.
 TIMES = ("step_seconds", "tokens_per_second")
@@ -47,6 +50,15 @@ def run(main: Callable[[list[str]], None], flags: dict[str, Any]) -> Path:
     """Run a command; its ``--save_path``."""
     main(words(flags))
     return Path(flags["save_path"])
+
+
+def run_in_turn(commands: Iterable[list[str]]) -> None:
+    """Run ``python -m MODULE …`` and ``python FILE …`` in this process."""
+    for line in commands:
+        if line[1] == "-m":
+            importlib.import_module(line[2]).main(line[3:])
+        else:
+            load_from_file(f"{line[1]}:main", "test")(*line[2:])
 
 
 def launched(command: list[str], **environment: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 from pathlib import Path
 
 import pytest
 
-from openrlhf.algorithms.registry import load_from_file
 from tests.docs.shell import commands_of
-from tests.recipes.helpers import column, write_rows
+from tests.recipes.helpers import column, run_in_turn, write_rows
 
 SIZES = "SFT_EPOCHS=20 RM_EPOCHS=4 RL_PROMPTS=32 RL_EPISODES=4"
 
@@ -28,11 +26,7 @@ def test_the_policy_learns_what_the_reward_model_has_learned(tmp_path: Path, mon
     script = f"{SIZES} examples/preferences/run.sh pairs.json out --local"
     commands = commands_of(script, tmp_path)
     monkeypatch.chdir(tmp_path)
-    for words in commands:
-        if words[1] == "-m":
-            importlib.import_module(words[2]).main(words[3:])
-        else:
-            load_from_file(f"{words[1]}:main", "test")(*words[2:])
+    run_in_turn(commands)
     assert column(tmp_path / "out/rm", "eval_accuracy")[-1] == 1
     rewards, kl = column(tmp_path / "out/rl", "reward"), column(tmp_path / "out/rl", "kl")
     assert rewards[-1] > rewards[0] + 0.5
