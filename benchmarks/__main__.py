@@ -109,7 +109,7 @@ def run(names: list[str], rounds: int) -> tuple[str, list[str]]:
 
 def sections_of(text: str) -> list[str]:
     """Each from its heading to its last line."""
-    body = text.rpartition("\n\nTook ")[0]
+    body = text.partition("\n\nTook ")[0].rstrip()
     return ["## " + section for section in body.split("\n\n## ")[1:]]
 
 
@@ -119,8 +119,8 @@ def with_section(text: str, section: str) -> str:
     for old in sections_of(text):
         if old.startswith(heading):
             return text.replace(old, section)
-    body, *end = text.rpartition("\n\nTook ")
-    return "".join([body, "\n\n", section, *end])
+    body, *end = text.partition("\n\nTook ")
+    return "".join([body.rstrip(), "\n\n", section, *end]).rstrip() + "\n"
 
 
 if __name__ == "__main__":

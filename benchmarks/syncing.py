@@ -25,7 +25,7 @@ from openrlhf.backends.vllm_transfer import BUCKET_BYTES, MIB, TransferGroup, We
 MB, GB = 1e6, 1e9
 BUCKET = BUCKET_BYTES["gloo"]
 TENSORS, REPEATS = 300, 5
-SIZES = tuple(int(size * MB) for size in (4, 32, 128, 512, 2048))  # bytes
+SIZES = tuple(int(size * MB) for size in (4, 32, 128, 512, 1024))  # bytes
 STEPS = 8
 MODELS: dict[str, dict[str, int]] = {
     "1M": {},

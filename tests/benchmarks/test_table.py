@@ -106,6 +106,9 @@ def test_a_section_measured_again_replaces_the_old_one_alone() -> None:
     assert both == page.replace("\n\nTook", "\n\n## Others\n\n| more |\n\nTook")
     assert sections_of(both) == ["## Phases\n\n| old |", "## Others\n\n| more |"]
     assert with_section(both, "## Phases\n\n| new |") == both.replace("old", "new")
+    undated = "# Results\n\n| a |\n\n## Phases\n\n| old |\n"
+    assert with_section(undated, "## Phases\n\n| new |") == undated.replace("old", "new")
+    assert with_section(undated, "## Others\n\n| more |") == undated + "\n## Others\n\n| more |\n"
 
 
 def test_asynchronous_steps_are_as_many_times_as_fast_in_every_run() -> None:
