@@ -29,6 +29,7 @@ from openrlhf.plan.memory import (
     working_set,
 )
 from openrlhf.plan.shape import Shape, frozen
+from openrlhf.training.micro_batches import Size, rollout_size, train_size
 from openrlhf.training.ppo import needs_old_log_probs
 
 WORTH = 0.05  # share of the whole below which a part is not worth a flag
@@ -128,8 +129,7 @@ def local_parts(config: PPOConfig, shapes: Shapes, device: str = "cuda") -> Part
 def role_parts(role: str, workers: int, config: PPOConfig, shapes: Shapes, device: str = "cuda") -> tuple[Parts, Parts]:
     """What a role holds all the time, and what it works with."""
     model, sharding, length = config.model, config.deepspeed, _length(config)
-    tokens = length * config.train.micro_train_batch_size
-    scored = length * config.rollout.micro_rollout_batch_size
+    tokens, scored = trained_tokens(config, length), _tokens(rollout_size(config), length)
     if role in ("actor", "critic"):
         shape = shapes.policy if role == "actor" else shapes.critic or shapes.policy
         work = busiest(shape, model, sharding, workers, max(tokens, scored), device)
@@ -239,7 +239,10 @@ def fixes(parts: Parts, config: TrainCommand, alone: bool = False) -> list[str]:
 
     recomputes = model.gradient_checkpointing
     fix("activations", "give --gradient_checkpointing", not recomputes)
-    fix("activations", "lower --micro_train_batch_size to 1", train.micro_train_batch_size > 1)
+    if train.use_dynamic_batch:
+        fix("activations", "lower --train_max_tokens_per_gpu", True)
+    else:
+        fix("activations", "lower --micro_train_batch_size to 1", train.micro_train_batch_size > 1)
     if alone:
         _fixes_alone(config, fix)
     else:
@@ -333,7 +336,7 @@ def _forward(shape: Shape, devices: int, tokens: float, config: PPOConfig, clust
     if config.deepspeed.zero_stage < 3:
         return working
     sharing = config.model.ring_attn_size * config.deepspeed.ds_tensor_parallel_size
-    micro_batches = tokens / length / (devices / sharing * config.rollout.micro_rollout_batch_size)
+    micro_batches = tokens / (devices / sharing * _tokens(rollout_size(config), length))
     return max(working, seconds.gathering(shape, cluster, devices, micro_batches) / 3)
 
 
@@ -347,7 +350,7 @@ def _pass(shape: Shape, devices: int, rows: int, length: int, config: TrainComma
     working = seconds.train(shape, cluster, devices, rows * length, length)
     if config.deepspeed.zero_stage == 3:
         sharing = config.model.ring_attn_size * config.deepspeed.ds_tensor_parallel_size
-        micro_batches = rows / (devices / sharing * config.train.micro_train_batch_size)
+        micro_batches = rows * length / (devices / sharing * trained_tokens(config, length))
         working = max(working, seconds.gathering(shape, cluster, devices, micro_batches))
     if config.deepspeed.adam_offload:
         steps = max(1, rows // config.train.train_batch_size)
@@ -372,12 +375,13 @@ def _binds(
     if longest == "sleep":
         return "sleep: states travel to host memory and back; a larger rollout batch pays for it"
     if longest == "update" and config.deepspeed.zero_stage == 3:
-        tokens = config.train.micro_train_batch_size * _length(config)
+        tokens = trained_tokens(config, _length(config))
+        larger = "--train_max_tokens_per_gpu" if config.train.use_dynamic_batch else "--micro_train_batch_size"
         least = seconds.break_even(cluster, placement.pools[0].devices)
         if tokens < least:
             return (
-                f"update: --zero_stage 3 sends its weights for micro-batches of {tokens} tokens, and {least:.0f} would "
-                "hide it: raise --micro_train_batch_size, or keep weights near with --zpg"
+                f"update: --zero_stage 3 sends its weights for micro-batches of {tokens:.0f} tokens, and {least:.0f} "
+                f"would hide it: raise {larger}, or keep weights near with --zpg"
             )
     return f"{longest}: the arithmetic of the GPUs"
 
@@ -413,7 +417,7 @@ def supervised_parts(
     model, sharding = config.model, config.deepspeed
     if device == "cpu":  # one process, without DeepSpeed
         sharding = replace(sharding, zero_stage=0)
-    tokens = config.train.micro_train_batch_size * texts_of_row(config) * (length or text_length(config))
+    tokens = trained_tokens(config, length or text_length(config))
     held = states(shapes.policy, model, sharding, workers)
     parts = _sum(held, busiest(shapes.policy, model, sharding, workers, tokens, device))
     if shapes.other is not None and not _offloaded(config):
@@ -427,6 +431,16 @@ def _offloaded(config: TrainCommand) -> bool:
     if isinstance(config, KTOConfig):
         return config.kto.ref_offload
     return isinstance(config, KDConfig) and config.distillation.teacher_offload
+
+
+def trained_tokens(config: TrainCommand, length: float) -> float:
+    """Of a micro-batch of texts of ``length`` tokens, on all GPUs of a ring."""
+    return _tokens(train_size(config.train, config.model, texts_of_row(config)), length)
+
+
+def _tokens(size: Size, length: float) -> float:
+    """A text that is longer than its budget is alone in a micro-batch."""
+    return size * length if isinstance(size, int) else max(float(size.tokens), size.rows * length)
 
 
 def texts_of_row(config: TrainCommand) -> int:

@@ -11,7 +11,7 @@ from openrlhf.cluster.placement import plan as place
 from openrlhf.config.commands import DPOConfig, PPOConfig, SFTConfig, build
 from openrlhf.config.parse import read
 from openrlhf.plan.cluster import parse_cluster
-from openrlhf.plan.estimate import Shapes, estimate
+from openrlhf.plan.estimate import Shapes, estimate, supervised_parts
 from openrlhf.plan.layouts import Layout, best, search
 from openrlhf.plan.memory import total
 from openrlhf.plan.shape import find_shape
@@ -105,6 +105,20 @@ def test_any_stage_that_is_given_is_planned() -> None:
     shape = find_shape("7B", "--model", build(SFTConfig, given).model)
     fitting, refused = search(SFTConfig, given, Shapes(shape), parse_cluster("8xH100-80G", "--cluster"))
     assert fitting and {layout.kind for layout in (*fitting, *refused)} == {"ZeRO 1"}
+
+
+def test_a_budget_of_tokens_is_what_a_micro_batch_holds() -> None:
+    """Sixteen rows of 1,024 tokens are 16,384: as rows or as a budget. A longer text is alone."""
+    given = {"pretrain": "M", "dataset": "D", "bf16": True, "gradient_checkpointing": True, "packing_samples": True}
+    by_rows = build(SFTConfig, given | {"max_len": 1024, "micro_train_batch_size": 16})
+    budget = {"use_dynamic_batch": True, "train_max_tokens_per_gpu": 16384}
+    by_tokens = build(SFTConfig, given | budget | {"max_len": 1024})
+    shapes = Shapes(find_shape("7B", "--model", by_rows.model))
+    assert supervised_parts(by_tokens, shapes, 8) == supervised_parts(by_rows, shapes, 8)
+    longer = supervised_parts(build(SFTConfig, given | budget | {"max_len": 32768}), shapes, 8)["activations"]
+    assert longer == 2 * supervised_parts(by_rows, shapes, 8)["activations"]
+    ring = build(SFTConfig, given | budget | {"max_len": 1024, "ring_attn_size": 2})
+    assert supervised_parts(ring, shapes, 8) == supervised_parts(by_rows, shapes, 8)
 
 
 def test_a_host_that_is_too_small_is_named() -> None:
