@@ -191,13 +191,13 @@ def _no_engine(config: PPOConfig, shapes: Shapes, cluster: Cluster) -> str:
     weights, length, gpu = engine_weights(shapes.policy, width) / 1e9, _length(config), cluster.gpu.memory
     found = (
         f"an engine of --vllm_tensor_parallel_size {width} with --vllm_gpu_memory_utilization {share:g} has no room "
-        f"for one text of {length} tokens beside its weights of {weights:.1f} GB: "
+        f"for one text of {length} tokens beside its weights of {weights:.1f} GB"
     )
     if kv_slots(shapes.policy, gpu, 1 - FRAGMENTS, cluster.per_node, length) > 0:
-        return f"{found}raise one of the two"
+        return f"{found}: raise one of the two"
     least = engine_weights(shapes.policy, cluster.per_node) / 1e9
     return (
-        f"{found}and an engine cannot leave its machine, whose {cluster.per_node} GPUs would hold {least:.1f} GB of "
+        f"{found}, and an engine cannot leave its machine, whose {cluster.per_node} GPUs would hold {least:.1f} GB of "
         f"weights each; use GPUs with more than {gpu / 1e9:.0f} GB, or machines with more of them"
     )
 
