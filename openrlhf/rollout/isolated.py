@@ -62,7 +62,8 @@ class IsolatedFunction:
 
     def _check(self, answer: dict[str, Any]) -> dict[str, Any]:
         if "failed" in answer:
-            raise RewardFailed(f"reward_func of {self.file}: {answer['failed']}")
+            reason = str(answer["failed"])
+            raise RewardFailed(reason if reason.startswith("--") else f"reward_func of {self.file}: {reason}")
         return answer
 
     def _end(self) -> str:

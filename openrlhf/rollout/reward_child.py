@@ -13,14 +13,18 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from openrlhf.rollout.rewards import RewardFailed, RewardFunction, call_reward_function, load_reward_function
 
 log = logging.getLogger(__name__)
+OURS = str(Path(__file__).parents[1])
 
 
 def main(file: str, number: int) -> None:
@@ -34,9 +38,10 @@ def main(file: str, number: int) -> None:
         function.append(load_reward_function(file))
         return {}
 
-    write(channel, attempt(load))
+    told: set[str] = set()
+    write(channel, attempt(load, told))
     while function and (message := read(channel)):
-        answer = attempt(partial(rewards, function[0], message))
+        answer = attempt(partial(rewards, function[0], message), told)
         if os.getpid() != me:
             os._exit(1)  # the function forked, and this is the copy
         write(channel, answer)
@@ -47,13 +52,25 @@ def rewards(function: RewardFunction, message: dict[str, Any]) -> dict[str, Any]
     return asdict(call_reward_function(function, **message))
 
 
-def attempt(act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``act`` returns, or what went wrong in it."""
+def attempt(act: Callable[[], dict[str, Any]], told: set[str]) -> dict[str, Any]:
+    """What ``act`` returns, or what went wrong in it. ``told`` are the places that were shown already."""
     try:
         return act()
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
-        log.exception("the reward function failed")
+    except RewardFailed as error:
         return {"failed": said(error)}
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        place = "".join(traceback.format_exception(error.with_traceback(theirs(error.__traceback__))))
+        if place not in told:  # what failed is asked again
+            log.error("the reward function failed", exc_info=error)
+        told.add(place)
+        return {"failed": said(error)}
+
+
+def theirs(frames: TracebackType | None) -> TracebackType | None:
+    """``frames`` from the first of the user's on: ours and those of the import are not what is wrong."""
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith((OURS, "<frozen importlib")):
+        frames = frames.tb_next
+    return frames
 
 
 def end_with_parent() -> None:
@@ -96,7 +113,11 @@ def said(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called exit({error.code})"
     words = " ".join(str(error).split())[:500]
-    return words if isinstance(error, RewardFailed) else f"it raised {type(error).__name__}: {words}"
+    return (
+        words.removeprefix("reward_func: ")
+        if isinstance(error, RewardFailed)
+        else f"it raised {type(error).__name__}: {words}"
+    )
 
 
 if __name__ == "__main__":

@@ -47,9 +47,14 @@ def load_reward_function(file: str) -> RewardFunction:
 
     Raises RewardFailed when the file or the function is missing.
     """
-    function = run_user_file(file, "--remote_rm_url", "reward_func").get("reward_func")
+    defined = run_user_file(file, "--remote_rm_url", "reward_func")
+    function = defined.get("reward_func")
     if not callable(function):
-        raise RewardFailed(f"--remote_rm_url {file}: the file must define reward_func(queries, prompts, labels)")
+        other = [name for name, value in defined.items() if inspect.isfunction(value)]
+        instead = f", not {' and '.join(other)}" if other else ""
+        raise RewardFailed(
+            f"--remote_rm_url {file}: the file must define reward_func(queries, prompts, labels){instead}"
+        )
     return function
 
 

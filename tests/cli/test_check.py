@@ -71,7 +71,7 @@ def test_a_run_that_would_start(verb: str, flags: dict[str, Any], capsys: pytest
         ("rm", {}, "ok data --dataset: no flag names the columns a, label, m, steps, marks, so they are not read"),
         ("ppo", {}, "ok data --prompt_data: no flag names the columns chosen, rejected, label, m, steps, marks, so"),
         ("dpo", {"prompt_key": None}, "warning data --dataset: chosen and rejected of 5 pairs differ from the first"),
-        ("ppo", {"remote_rm_url": "/nowhere/r.py"}, "error reward reward_func of /nowhere/r.py"),
+        ("ppo", {"remote_rm_url": "/nowhere/r.py"}, "error reward --remote_rm_url /nowhere/r.py: no such Python file"),
         ("ppo", {"save_steps": 1, "ckpt_path": "."}, "ok disk --ckpt_path .: a checkpoint takes"),
     ],
     ids=lambda value: next(iter(value), "nothing") if isinstance(value, dict) else "",

@@ -78,8 +78,8 @@ def test_its_answer_comes_through(function: IsolatedFunction) -> None:
     ("name", "sentence"),
     [
         ("raises", "it raised Strange: in two lines"),
-        ("nan", r"reward_func: rewards\[1\] is nan"),
-        ("infinite", r"reward_func: rewards\[0\] is inf"),
+        ("nan", r"rewards\[1\] is nan"),
+        ("infinite", r"rewards\[0\] is inf"),
         ("short", "rewards has 1 entries for 2 samples"),
         ("exits", r"it called exit\(3\)"),
         ("leaves", "ended its process with code 4"),
@@ -91,6 +91,16 @@ def test_what_it_does_wrong_is_named(function: IsolatedFunction, name: str, sent
     with pytest.raises(RewardFailed, match=f"reward_func of .*/mine.py.*{sentence}"):
         ask(function, name)
     check_good(function)
+
+
+def test_its_own_lines_are_shown_once_and_ours_never(file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    function = IsolatedFunction(file, 60)
+    for name in ("raises", "raises", "short"):
+        with pytest.raises(RewardFailed):
+            ask(function, name)
+    shown = capfd.readouterr().err
+    assert shown.count("Traceback") == shown.count("mine.py") == 1
+    assert "reward_child.py" not in shown and "rewards.py" not in shown
 
 
 def test_what_it_prints_is_no_part_of_its_answer(file: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +186,8 @@ def test_it_ends_with_us(file: str, sent: signal.Signals) -> None:
     ("text", "sentence"),
     [
         (None, "no such Python file"),
-        ("x = 1", "the file must define reward_func"),
+        ("x = 1", r"the file must define reward_func\(queries, prompts, labels\)$"),
+        ("def reward(q): ...\ndef score(q): ...", "the file must define reward_func.*, not reward and score$"),
         ("import no_such_library", "it raised ModuleNotFoundError: No module named 'no_such_library'"),
         ("reward_func = (", "it raised SyntaxError"),
         ("import os; os._exit(9)", "ended its process with code 9"),
