@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openrlhf.config.other_versions import OTHER_VERSIONS
+
 # Flags whose flat name is the dotted one's last part.
 SAME_LEAF = {
     "data": "dataset dataset_probs dataset_split max_samples input_key output_key label_key prompt_key chosen_key "
@@ -83,13 +85,18 @@ RENAMED = {
 
 DOTTED = {f"{group}.{leaf}": leaf for group, leaves in SAME_LEAF.items() for leaf in leaves.split()} | RENAMED
 
-# Values that became switches: dotted flag → its values → the words of the flat form.
-SWITCHES = {
-    "ds.param_dtype": {"bf16": ["--bf16"], "fp32": ["--bf16", "false"]},
-    "ds.attn_implementation": {
-        "flash_attention_2": ["--flash_attn"], "sdpa": ["--flash_attn", "false"], "eager": ["--flash_attn", "false"]
-    },
+_DTYPE = {"bf16": ["--bf16"], "fp32": ["--bf16", "false"]}
+_ATTENTION = {
+    "flash_attention_2": ["--flash_attn"], "sdpa": ["--flash_attn", "false"], "eager": ["--flash_attn", "false"]
 }  # fmt: skip
+
+# Values that are switches here: flag, of 0.9 or dotted → its values → the words of the flat form.
+SWITCHES = {
+    "param_dtype": _DTYPE,
+    "ds.param_dtype": _DTYPE,
+    "attn_implementation": _ATTENTION,
+    "ds.attn_implementation": _ATTENTION,
+}
 
 
 def undotted(words: Sequence[str], flat: Mapping[str, Any]) -> list[str]:
@@ -101,7 +108,7 @@ def undotted(words: Sequence[str], flat: Mapping[str, Any]) -> list[str]:
     given: dict[str, tuple[str, list[str]]] = {}  # flat flag → the dotted one it came from, its values
     for words_of_one in _flags(words):
         name, equals, value = words_of_one[0].partition("=")
-        if not name.startswith("--") or "." not in name:
+        if not name.startswith("--") or ("." not in name and name.removeprefix("--") not in SWITCHES):
             line += words_of_one
             continue
         name, values = name.removeprefix("--"), [value][: len(equals)] + words_of_one[1:]
@@ -142,6 +149,9 @@ def _flat_name(name: str, flat: Mapping[str, Any]) -> str:
         return "ref_reward_offload" if "ref_reward_offload" in flat else "ref_offload"
     if name == "data.max_len":
         return "total_max_len" if "generate_max_len" in flat else "max_len"
+    leaf = name.rpartition(".")[2]
+    if leaf in OTHER_VERSIONS:
+        raise ValueError(f"--{name} {OTHER_VERSIONS[leaf]}.")
     if name not in DOTTED:
         raise ValueError(f"--{name} has no counterpart among the flat flags: leave it out, or see --help.")
     return DOTTED[name]

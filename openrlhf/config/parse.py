@@ -15,6 +15,7 @@ import yaml
 
 from openrlhf.config.commands import COMMANDS, C, Command, build, defaults, flags, flat, groups, types
 from openrlhf.config.dotted import dotted_words, flattened, undotted
+from openrlhf.config.other_versions import OTHER_VERSIONS
 from openrlhf.config.secrets import revealed
 
 __all__ = ["flat", "parse", "parse_flags", "read", "resolve", "write_yaml"]
@@ -131,6 +132,8 @@ def parse_flags(command: type[Command], argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _unknown(command: type[Command], name: str) -> str:
+    if name.lstrip("-") in OTHER_VERSIONS:
+        return f"{name} {OTHER_VERSIONS[name.lstrip('-')]}."
     near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), ["config", *types(command)])
     hint = f"did you mean {' or '.join(f'--{other}' for other in near)}?" if near else "--help lists them."
     return f"{name} is not a flag of this command; {hint}"

@@ -73,11 +73,25 @@ def test_a_file_may_nest_the_names(tmp_path: Path) -> None:
     assert (config.model.packing_samples, config.train.seed) == (True, 7)
 
 
+def test_the_flat_names_of_values_that_are_switches_here_are_understood() -> None:
+    line = ["--pretrain", "m", "--dataset", "d", "--output_key", "a", "--param_dtype", "bf16"]
+    line += ["--attn_implementation", "flash_attention_2"]
+    model = read(SFTConfig, line).model
+    assert (model.bf16, model.flash_attn) == (True, True)
+    model = read(SFTConfig, [*line, "--param_dtype=fp32", "--attn_implementation", "eager"]).model
+    assert (model.bf16, model.flash_attn) == (False, False)
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ("--actor.max_norm 1 --critic.max_norm 2", "--actor.max_norm 1 and --critic.max_norm 2 are one flag here"),
         ("--adam.eps 1e-8", "--adam.eps has no counterpart among the flat flags"),
+        ("--data.image_key images", "--data.image_key is of models that read images"),
+        ("--max_images_per_prompt 1", "--max_images_per_prompt is of models that read images"),
+        ("--use_icepop", "--use_icepop is --enable_vllm_is_correction --vllm_is_correction_type icepop here"),
+        ("--rollout.vllm_generate_batch_size 8", "engines get all prompts of --rollout_batch_size at once; leave it"),
+        ("--param_dtype fp16", "--param_dtype takes bf16, fp32 here, not fp16"),
         ("--ds.param_dtype fp16", "--ds.param_dtype takes bf16, fp32 here, not fp16"),
         ("--data.max_len 2048", "give --rollout.max_new_tokens as well"),
         ("--data.max_len 20 --rollout.max_new_tokens 30", "--data.max_len 20 must be more than"),
