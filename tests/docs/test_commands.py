@@ -15,7 +15,9 @@ from openrlhf.cli import demo
 from openrlhf.cli.main import VERBS
 from openrlhf.cluster.placement import plan
 from openrlhf.config.commands import COMMANDS, PPOConfig, types
+from openrlhf.config.dotted import SWITCHES
 from openrlhf.config.not_built import NOT_BUILT, NOT_BUILT_IN
+from openrlhf.config.other_versions import OTHER_VERSIONS
 from openrlhf.config.parse import read, write_yaml
 from tests.docs.shell import ROOT, bash_blocks, commands_of, run_by_srun, without_launcher
 
@@ -169,12 +171,13 @@ def test_the_slurm_script_starts_ray_on_every_machine(folder: Path, monkeypatch:
 
 
 # Flags of commands that have no configuration.
+ELSEWHERE = {*OTHER_VERSIONS, *SWITCHES}  # what the page of other frameworks speaks of
 OWN_FLAGS = {"config", "help", "assume", "rows", "export", "steps", "model", "reward_model", "critic_model"}
 
 
 def test_prose_names_what_there_is() -> None:
     """Commands, flags, targets of make and extras, in pages and in the text of the code."""
-    every = {flag for command in COMMANDS.values() for flag in types(command)} | OWN_FLAGS
+    every = {flag for command in COMMANDS.values() for flag in types(command)} | OWN_FLAGS | ELSEWHERE
     there = {
         r"`(?:\.venv/bin/)?openrlhf ([a-z_]+)": set(VERBS),
         r"`--([a-z]\w*)(?=[ =`])": every,

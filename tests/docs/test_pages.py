@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 
 from openrlhf.config.commands import Command, types
+from openrlhf.rollout.rewards import call_reward_function, load_reward_function
 from openrlhf.training import ppo
 from openrlhf.training.metric_names import METRICS
 from tests.docs.shell import ROOT
@@ -78,6 +79,18 @@ def test_python_blocks_run(name: str, tiny_folder: Path) -> None:
         if quoted is not None:
             assert block[quoted.end() :] == without_head(ROOT / quoted[1])
         exec(compile(block, name, "exec"), names)
+
+
+def test_the_reward_of_the_docs_pays_what_it_says(tmp_path: Path) -> None:
+    (block,) = blocks(read("rewards.md"))
+    (tmp_path / "reward.py").write_text(block)
+    labels, answers = ["a\n#### 72"] * 4, ["72", "is 1,072, no:\n#### 72<|im_end|>", "#### 7", ""]
+    queries = [f"24 + 48? {answer}" for answer in answers]
+    rewards = call_reward_function(
+        load_reward_function(str(tmp_path / "reward.py")), queries, ["24 + 48? "] * 4, labels
+    )
+    assert (rewards.rewards, rewards.scores) == ([1.0, 1.1, 0.1, 0.0], [1.0, 1.0, 0.0, 0.0])
+    assert rewards.extra_logs == {"form": [0.0, 1.0, 1.0, 0.0]}
 
 
 def test_the_reward_of_the_readme_is_the_file() -> None:

@@ -158,6 +158,15 @@ def test_the_numbers_are_those_of_the_run(tmp_path: Path) -> None:
     assert {name.partition(":")[2] for name in finding.samples} == {"9"}
 
 
+@pytest.mark.parametrize(("rewards", "easy"), [((0.0, 1.0), [0.5]), ((0.0, 0.0), [])])
+def test_prompts_are_too_easy_only_where_others_are_paid_less(
+    tmp_path: Path, rewards: tuple[float, float], easy: list[float]
+) -> None:
+    found = diagnosed(planted(tmp_path, FAULTS["dead_groups"][0], lambda s: rewritten(s, rewards[s.group % 2], "five")))
+    (finding,) = (finding for finding in found.findings if finding.rule == "dead_groups")
+    assert [number for name, number in finding.numbers.items() if "too easy" in name] == easy
+
+
 @pytest.mark.parametrize("rule", ["length_hacking", "format_hacking"])
 def test_what_a_score_confirms_is_no_hacking(tmp_path: Path, rule: str) -> None:
     line, late = FAULTS[rule]
