@@ -162,7 +162,9 @@ def test_the_numbers_are_those_of_the_run(tmp_path: Path) -> None:
 def test_prompts_are_too_easy_only_where_others_are_paid_less(
     tmp_path: Path, rewards: tuple[float, float], easy: list[float]
 ) -> None:
-    found = diagnosed(planted(tmp_path, FAULTS["dead_groups"][0], lambda s: rewritten(s, rewards[s.group % 2], "five")))
+    samples = [healthy_sample(row, 1) for row in range(32)]
+    same = [rewritten(old, rewards[old.group % 2], WORDS[old.row % 6]) for old in samples]
+    found = diagnosed(write_run(tmp_path, [healthy_line(i / 9) for i in range(10)], [step_of(10, same)]))
     (finding,) = (finding for finding in found.findings if finding.rule == "dead_groups")
     assert [number for name, number in finding.numbers.items() if "too easy" in name] == easy
 

@@ -24,13 +24,14 @@ def dead_groups(run: Evidence) -> Answer:
     if share <= upper("dead_groups").healthy:
         return None
     outcomes = [members[0][1].outcome for members in dead]
-    top = max(sample.outcome for steps in (run.early, run.middle, run.late) for _, sample in named(steps))
+    seen = {sample.outcome for steps in (run.early, run.middle, run.late) for _, sample in named(steps)}
+    top, differ = max(seen), len(seen) > 1  # where nothing differs, nobody knows what the best reward is
     return Finding(
         what=f"dead groups: {share:.0%} of the prompts have samples of one same reward",
         weight=share,
         numbers={
             "share of dead groups, last steps": share,
-            "of these with the highest reward (too easy)": fmean([outcome == top for outcome in outcomes]),
+            **({"of these with the highest reward (too easy)": fmean(o == top for o in outcomes)} if differ else {}),
             "mean reward of dead groups": fmean(outcomes),
         },
         remedy="--dynamic_filtering replaces such prompts; easier or harder prompts, more --n_samples_per_prompt",
