@@ -93,7 +93,7 @@ def test_a_run_whose_ray_dies_goes_on_and_shows_nothing(
         "prompt_data": write_rows(tmp_path / "p.jsonl", [{"input": f"What is {i} + {i}?"} for i in range(12)]),
         "actor_num_gpus_per_node": 2, "vllm_num_engines": 1, "init_kl_coef": 0, "rollout_batch_size": 2,
         "n_samples_per_prompt": 2, "train_batch_size": 4, "micro_train_batch_size": 2, "prompt_max_len": 32,
-        "generate_max_len": 8, "actor_learning_rate": 1e-3, "save_steps": 2, "deadline": 60,
+        "generate_max_len": 8, "actor_learning_rate": 1e-3, "save_steps": 2, "deadline": 240,
         "use_wandb": CANARY, "save_path": tmp_path / "out", "ckpt_path": tmp_path / "ckpt",
     }  # fmt: skip
     with shown.open("w") as file:
