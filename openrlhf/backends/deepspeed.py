@@ -42,7 +42,7 @@ from openrlhf.backends.deepspeed_plan import tensor_parallel_config
 from openrlhf.backends.deepspeed_tensor_parallel import cut_dimensions, gradient_norm, whole
 from openrlhf.backends.layout import Layout
 from openrlhf.backends.local import lr_schedule
-from openrlhf.backends.meeting import limit_waits
+from openrlhf.backends.meeting import agents_store, limit_waits
 from openrlhf.backends.pieces import Piece, load_pieces, load_schedule, save_pieces
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
 from openrlhf.models.causal_lm import CausalLM
@@ -81,7 +81,10 @@ def init_distributed(timeout: timedelta) -> torch.device:
     if on_gpu:
         torch.cuda.set_device(local_rank)
     backend = "nccl" if on_gpu else "gloo"
-    if not dist.is_initialized() and "WORLD_SIZE" in os.environ:
+    if not dist.is_initialized() and (store := agents_store(timeout)) is not None:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
+    elif not dist.is_initialized() and "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     elif not dist.is_initialized():
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from datetime import timedelta
 
@@ -26,3 +27,13 @@ def limit_waits(timeout: timedelta) -> None:
     makes its own, has torch's limit of 10 or 30 minutes until then."""
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def agents_store(timeout: timedelta) -> dist.Store | None:
+    """The store that torchrun keeps while it starts ranks again, None without one. Each life of them has a part of its
+    own: torch would find the addresses of the dead there, and wait for these."""
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if life is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.PrefixStore(f"life {life}", dist.TCPStore(address, port, None, False, timeout, wait_for_workers=False))

@@ -119,8 +119,9 @@ class Pulse:
 
 
 def _store() -> dist.Store:
-    """The launcher's."""
+    """The launcher's, which torchrun keeps while it starts ranks again."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(
-        "pulse", dist.TCPStore(address, port, None, False, timedelta(seconds=60), wait_for_workers=False)
+        f"pulse {life}", dist.TCPStore(address, port, None, False, timedelta(seconds=60), wait_for_workers=False)
     )

@@ -85,6 +85,7 @@ FAULTS = (
         "as R05",
         (
             f"{HANGS}test_r06_a_rank_that_dies_in_a_collective_is_named",
+            "faults/test_restarts.py::test_r06_the_launcher_starts_a_supervised_run_again_that_lost_a_rank",
             "cluster/test_roles.py::test_a_role_that_dies_ends_the_run_with_its_name",
         ),
     ),

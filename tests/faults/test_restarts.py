@@ -120,3 +120,47 @@ def test_r05_a_run_that_loses_an_idle_rank_says_so_and_starts_again(tiny_folder:
     assert any("raylet" in line for line in processes) and any("ActorWorker" in line for line in processes)
     assert {line.split()[0] for line in processes} == {"False"}
     assert all("-m openrlhf.cli.train_ppo_ray" in line for line in processes if line.split()[1] == "True")
+
+
+# In its first life the second of two ranks dies when step 3 is logged; the first waits for it in step 4.
+DIES = """
+import os, signal, sys
+from openrlhf.cli.train_sft import main
+from openrlhf.training.log import RunLog
+
+step = RunLog.step
+
+def dying(self, number, values):
+    step(self, number, values)
+    if number == 3 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunLog.step = dying
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_r06_the_launcher_starts_a_supervised_run_again_that_lost_a_rank(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    (tmp_path / "dies.py").write_text(DIES)
+    flags = {
+        "pretrain": tiny_folder, "input_key": "q", "output_key": "a",
+        "dataset": write_rows(tmp_path / "rows.jsonl", [{"q": f"{i}", "a": "b"} for i in range(12)]),
+        "input_template": "{}", "max_len": 32, "max_epochs": 1, "train_batch_size": 2,
+        "micro_train_batch_size": 1, "save_steps": 1, "load_checkpoint": True, "save_path": tmp_path / "out",
+        "ckpt_path": tmp_path / "ckpt",
+    }  # fmt: skip
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
+    done = subprocess.run(
+        [sys.executable, *start, str(tmp_path / "dies.py"), *words(flags)],
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "(exitcode: -9) local_rank: 1" in done.stdout and "going on after step 2 from " in done.stdout, done.stdout[
+        -5000:
+    ]
+    assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]
