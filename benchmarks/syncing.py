@@ -20,7 +20,8 @@ from benchmarks.machine import describe
 from benchmarks.phases import Metrics, run
 from benchmarks.rounds import DEADLINE_S, ENVIRONMENT, WARM_UP_STEPS
 from benchmarks.table import markdown
-from openrlhf.backends.vllm_transfer import BUCKET_BYTES, MIB, TransferGroup, WeightReceiver, WeightSender
+from openrlhf.backends.vllm_store import TransferGroup
+from openrlhf.backends.vllm_transfer import BUCKET_BYTES, MIB, WeightReceiver, WeightSender
 
 MB, GB = 1e6, 1e9
 BUCKET = BUCKET_BYTES["gloo"]

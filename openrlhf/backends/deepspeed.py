@@ -13,8 +13,8 @@ import atexit
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import init_empty_weights
 from packaging.version import Version
 from torch import Tensor, nn
 
@@ -30,32 +29,25 @@ try:
     import deepspeed
 except ImportError as error:
     raise ImportError('DeepSpeed is not installed: pip install "openrlhf[deepspeed]"') from error
-from deepspeed.runtime.zero.partition_parameters import is_zero_param
-from deepspeed.utils import set_z3_leaf_module
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+from transformers import PreTrainedTokenizerBase
 
 from openrlhf.backends import deepspeed_states
 from openrlhf.backends.average import Average
 from openrlhf.backends.deepspeed_config import clips_by_hand, frozen_config, train_config
-from openrlhf.backends.deepspeed_plan import tensor_parallel_config
-from openrlhf.backends.deepspeed_tensor_parallel import cut_dimensions, gradient_norm, whole
+from openrlhf.backends.deepspeed_gather import gathered
+from openrlhf.backends.deepspeed_load import Wrapped, load
+from openrlhf.backends.deepspeed_tensor_parallel import cut_dimensions, gradient_norm
 from openrlhf.backends.layout import Layout
 from openrlhf.backends.local import lr_schedule
 from openrlhf.backends.meeting import agents_store, limit_waits
 from openrlhf.backends.pieces import Piece, load_pieces, load_schedule, save_pieces
 from openrlhf.config.groups import DeepSpeedConfig, ModelConfig, OptimConfig, TrainConfig
-from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import save_model, saved_tensors
 from openrlhf.models.merged import Source, merged
 from openrlhf.models.ring_attention import Ring
-from openrlhf.models.teacher import Teacher
-from openrlhf.models.value_head import ScoreModel
 from openrlhf.training.roles import StepStats
 
-Wrapped = CausalLM | ScoreModel | Teacher
 OLDEST = "0.19.8"
-GATHER_BYTES = 512 * 2**20  # a bucket of whole weights that stage 3 puts together at a time
 
 
 def check_version(installed: str) -> None:
@@ -222,7 +214,7 @@ class DeepSpeedTrain:
 
         At stage 3 a tensor is whole only until the next one is asked for: copy what must last.
         """
-        yield from _whole(merged(self.model.module.hf), self._cut)
+        yield from gathered(merged(self.model.module.hf), self._cut)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a Hugging Face folder, or a PEFT folder for an adapter. Collective: rank 0 gathers what it writes in
@@ -230,7 +222,7 @@ class DeepSpeedTrain:
         weights: dict[str, Tensor] = {}
         with self._averaged():
             saved = saved_tensors(self.model.module.hf)
-            for name, tensor in _whole({name: Source((tensor,)) for name, tensor in saved.items()}, self._cut):
+            for name, tensor in gathered({name: Source((tensor,)) for name, tensor in saved.items()}, self._cut):
                 if self.layout.writes:
                     weights[name] = tensor.to("cpu", copy=True)
         try:
@@ -335,123 +327,10 @@ def _frozen(module: Wrapped) -> Wrapped:
     return module.eval().requires_grad_(False)
 
 
-def load(build: Callable[[], Wrapped], config: dict[str, Any], tensor_parallel: int, device: torch.device) -> Wrapped:
-    """``build()``, and into ``config`` how DeepSpeed is to cut it for ``tensor_parallel`` ranks.
-
-    Ranks that share a model must begin with the same head, also where ``build`` draws it: all draw what rank 0 would.
-    DeepSpeed sees to that only among the ranks that hold the same parts.
-    """
-    if tensor_parallel == 1:
-        return _load(build, config)
-    state = torch.get_rng_state().to(device)
-    dist.broadcast(state, src=0)
-    torch.set_rng_state(state.cpu())
-    module = _load(build, config)
-    config["tensor_parallel"] = tensor_parallel_config(module.hf, tensor_parallel)
-    return module
-
-
-def _load(build: Callable[[], Wrapped], config: dict[str, Any]) -> Wrapped:
-    """``build()``; at stage 3, ``from_pretrained`` inside it shards each weight as it is loaded.
-
-    Transformers looks the configuration up in a global of its own; it is unset afterwards, so that a model of another
-    stage can be loaded in the same process.
-    """
-    if config["zero_optimization"]["stage"] != 3:
-        return build()
-    alive = HfDeepSpeedConfig(config)  # Transformers holds it by a weak reference
-    try:
-        module = build()
-    finally:
-        unset_hf_deepspeed_config()
-        del alive
-    restore_buffers(module.hf)
-    for part in parts_called_unequally(module.hf):
-        set_z3_leaf_module(part, True)
-    return module
-
-
-def parts_called_unequally(hf: PreTrainedModel) -> Iterator[nn.Module]:
-    """Modules whose children run as often as the data say: heads with an adapter, which see a chunk of tokens at a
-    time, and lists of experts. Stage 3 must gather such a part as a whole, or ranks would wait for each other."""
-    head = hf.get_output_embeddings()
-    if head is not None and any(head.children()):
-        yield head
-    for module in hf.modules():
-        if any(name == "experts" and isinstance(child, nn.ModuleList) for name, child in module.named_children()):
-            yield module
-
-
-def restore_buffers(hf: PreTrainedModel) -> None:
-    """Give the buffers that no file holds, the rotary frequencies, the values and dtype they have at other stages.
-
-    While DeepSpeed shards, it casts every new tensor to the model's dtype. Frequencies rounded to bfloat16 turn the
-    thousandth position by a fifth of a radian, and the vLLM engines do not round theirs.
-    """
-    saved = hf.state_dict().keys()
-    for name, buffer in skeleton(hf).named_buffers():
-        if name not in saved:
-            owner, _, leaf = name.rpartition(".")
-            hf.get_submodule(owner).register_buffer(leaf, buffer.to(hf.get_buffer(name).device), persistent=False)
-
-
-def skeleton(hf: PreTrainedModel) -> PreTrainedModel:
-    """A model like ``hf`` with its buffers, and with weights that have no memory yet."""
-    with init_empty_weights(include_buffers=False), _default_dtype(hf.dtype):
-        return type(hf)(hf.config)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _skip_input_check(engine: deepspeed.DeepSpeedEngine) -> None:
     """DeepSpeed's own comparison of the first forward's arguments across a model's ranks knows no ``Batch``."""
     if engine.autotp_size() > 1:
         engine.first_dataloader_check.remove()
-
-
-def _whole(sources: Mapping[str, Source], cut: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """Each of ``sources`` gathered, tied ones once; ``cut`` names those that tensor parallelism cut. Collective."""
-    once: dict[tuple[int, ...], tuple[str, Source]] = {}
-    for name, source in sources.items():
-        once.setdefault(tuple(id(part) for part in source.parts), (name, source))
-    for bucket in _buckets(once.values()):
-        with _gathered([part for _, source in bucket for part in source.parts]):
-            for name, source in bucket:
-                parts = [part.detach() for part in source.parts]
-                yield name, source.make(*(whole(part, cut[name]) if name in cut else part for part in parts))
-
-
-def _buckets(sources: Iterable[tuple[str, Source]]) -> Iterator[list[tuple[str, Source]]]:
-    """Runs of tensors of at most ``GATHER_BYTES`` when whole, at least one each."""
-    bucket: list[tuple[str, Source]] = []
-    size = 0
-    for name, source in sources:
-        whole = sum(_elements(part) * part.element_size() for part in source.parts)
-        if bucket and size + whole > GATHER_BYTES:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, source))
-        size += whole
-    if bucket:
-        yield bucket
-
-
-def _elements(tensor: Any) -> int:
-    """Elements of the whole tensor; DeepSpeed keeps the number where the shard does not tell it."""
-    return int(tensor.ds_numel if is_zero_param(tensor) else tensor.numel())
-
-
-def _gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
-    sharded = {id(tensor): tensor for tensor in tensors if is_zero_param(tensor)}  # a tied one once
-    return deepspeed.zero.GatheredParameters(list(sharded.values())) if sharded else nullcontext()
 
 
 def _finite_or_nan(norm: float) -> float:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedModel
 
-from openrlhf.backends.deepspeed import DeepSpeedTrain, skeleton
+from openrlhf.backends.deepspeed import DeepSpeedTrain
+from openrlhf.backends.deepspeed_load import skeleton
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from packaging.version import Version
 from torch import Tensor
 
-from openrlhf.backends.vllm_transfer import TransferGroup
+from openrlhf.backends.vllm_store import TransferGroup
 from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
 
 MINIMUM_VLLM = Version("0.20")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from openrlhf.backends.vllm_transfer import Bucket, TransferGroup, WeightReceiver
+from openrlhf.backends.vllm_store import TransferGroup
+from openrlhf.backends.vllm_transfer import Bucket, WeightReceiver
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

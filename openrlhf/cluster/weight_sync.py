@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from openrlhf.backends.vllm_transfer import SyncBackend, TransferGroup, break_off
+from openrlhf.backends.vllm_store import SyncBackend, TransferGroup, break_off
 from openrlhf.cluster.calls import RoleDied, RoleError, Timed, ask, await_all, settle
 from openrlhf.cluster.group import Group
 from openrlhf.cluster.placement import Placement

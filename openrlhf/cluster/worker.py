@@ -14,7 +14,8 @@ from torch import Tensor
 from openrlhf.backends.hf_generate import HFGenerate
 from openrlhf.backends.meeting import open_store
 from openrlhf.backends.shared import SharedForward
-from openrlhf.backends.vllm_transfer import TransferGroup, WeightSender
+from openrlhf.backends.vllm_store import TransferGroup
+from openrlhf.backends.vllm_transfer import WeightSender
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.derived import actor_steps, critic_source, ema_beta, reward_models
 from openrlhf.models.adapters import with_adapter

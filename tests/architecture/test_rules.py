@@ -184,7 +184,7 @@ def test_no_file_is_called_utils() -> None:
 
 # "file:function" → why what runs there comes from nobody else.
 RUNS_WHAT_IT_READS: dict[str, str] = {
-    "backends/vllm_transfer.py:receive": "handles of GPU memory, from the run's own actor over the run's own store",
+    "backends/vllm_channels.py:receive": "handles of GPU memory, from the run's own actor over the run's own store",
 }
 
 

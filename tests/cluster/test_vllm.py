@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from openrlhf.backends.vllm import VLLMEngine, check_vllm_version, engine_environment
-from openrlhf.backends.vllm_transfer import SyncBackend, TransferGroup, WeightReceiver, WeightSender
+from openrlhf.backends.vllm_store import SyncBackend, TransferGroup
+from openrlhf.backends.vllm_transfer import WeightReceiver, WeightSender
 from openrlhf.rollout.engine import Completion, SamplingParams, params_of_each
 
 pytestmark = pytest.mark.cluster
