@@ -22,11 +22,12 @@ PART_LOST = 3
 
 
 def run_command(run: Callable[[C], None], config: C) -> None:
-    """``run(config)``. A ValueError or ImportError that this package raises ends the process with its sentence.
+    """``run(config)``. An error that this package raises for what the user gave ends the process with its sentence.
 
-    The exit code is 2, and 3 where a process of the run died or hangs; a run that a signal stopped has said how to go
-    on and ends with 0. Errors from elsewhere (torch, the user's reward function) keep their traceback, and with
-    ``OPENRLHF_TRACEBACK=1`` so do ours. Where the command is the whole process, one rank of several ends in here.
+    The exit code is 2, and 3 where a process of the run died, hangs or did not answer in time; a run that a signal
+    stopped has said how to go on and ends with 0. Errors from elsewhere (torch, the user's reward function) keep their
+    traceback, and with ``OPENRLHF_TRACEBACK=1`` so do ours. Where the command is the whole process, one rank of several
+    ends in here.
     """
     from openrlhf.training.checkpoints import Stopped  # here, so that --help does not wait for torch
     from openrlhf.training.roles import PartLost
@@ -37,11 +38,11 @@ def run_command(run: Callable[[C], None], config: C) -> None:
         run(config)
     except Stopped:
         pass
-    except (ValueError, ImportError, PartLost) as error:
+    except (ValueError, ImportError, PartLost, TimeoutError) as error:
         if os.environ.get("OPENRLHF_TRACEBACK") == "1" or not _ours(error.__traceback__):
             raise
         print(error, file=sys.stderr)
-        if isinstance(error, PartLost):
+        if isinstance(error, PartLost | TimeoutError):
             for line in explanation(config, error):
                 print(line, file=sys.stderr)
             sys.stdout.flush()

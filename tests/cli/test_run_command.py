@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from concurrent.futures import Future
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from openrlhf.cli.run_command import run_command
+from openrlhf.training.roles import gather
 
 
 class Ended(BaseException):
@@ -64,3 +66,13 @@ def test_an_error_is_not_hidden(ends: list[Any], monkeypatch: Any) -> None:
     with pytest.raises(OSError, match="no"):
         run_command(fails, None)
     assert ends == []
+
+
+def test_a_deadline_that_passes_is_told_in_a_sentence(ends: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    def waits(config: None) -> None:
+        gather(Future(), deadline_s=0.01)
+
+    with pytest.raises(Ended):
+        run_command(waits, None)
+    assert ends == [3]
+    assert capsys.readouterr().err == "1 of 1 calls did not answer within 0 s\n"
