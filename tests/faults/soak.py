@@ -41,7 +41,8 @@ LOCAL = {"local": True}
 
 @dataclass(frozen=True)
 class Reading:
-    """Of all processes of the run after ``step``; ``memory`` in bytes, shared pages divided among who shares them."""
+    """Of all processes of the run after ``step``; ``memory`` in bytes, without that of libraries, shared pages divided
+    among who shares them."""
 
     step: int
     memory: float
@@ -148,10 +149,17 @@ def read(step: int, tree: Sequence[psutil.Process]) -> Reading:
     memory = files = threads = 0
     for process in tree:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):  # it ended meanwhile
-            memory += process.memory_full_info().pss
+            memory += own_memory(process.pid)
             files += process.num_fds()
             threads += process.num_threads()
     return Reading(step, memory, files, threads, len(tree))
+
+
+def own_memory(pid: int) -> int:
+    """Bytes. The pages of libraries do not count: how many processes share them depends on what else runs here."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kilobytes = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
+    return 1024 * (kilobytes["Pss_Anon"] + kilobytes["Pss_Shmem"])
 
 
 def middle(readings: Sequence[Reading]) -> Reading:
