@@ -1,5 +1,5 @@
 """``python -m benchmarks [NAME …]``: run the comparisons and print one table. ``--write`` keeps it in RESULTS.md;
-after sections alone (``planning``, ``phases`` …) those there are replaced and the rest stays.
+after some NAMEs alone, their rows and sections there are replaced and the rest stays.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def main() -> None:
         parser.error(f"no comparison is called {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
     text, failures = run(args.names or names, args.rounds)
     print(text)
-    if args.write and args.names and set(args.names) <= SECTIONS.keys() and not failures:
-        text = reduce(with_section, sections_of(text), RESULTS.read_text(encoding="utf-8"))
+    if args.write and args.names and not failures:
+        kept = reduce(with_row, rows_of(text), RESULTS.read_text(encoding="utf-8"))
+        text = reduce(with_section, sections_of(text), kept)
     if args.write:
         RESULTS.write_text(text, encoding="utf-8")
     if failures:
@@ -105,6 +106,21 @@ def run(names: list[str], rounds: int) -> tuple[str, list[str]]:
     parts += failures
     parts.append(f"Took {(time.monotonic() - began) / 60:.0f} minutes.")
     return "\n\n".join(parts) + "\n", failures
+
+
+def rows_of(text: str) -> list[str]:
+    """The lines of the table of comparisons, without its head."""
+    table = text.partition("\n\n## ")[0]
+    return [line for line in table.splitlines() if line.startswith("| ")][2:]
+
+
+def with_row(text: str, row: str) -> str:
+    """``text`` with this row of the table of comparisons in place of the one of the same name, or as the last one."""
+    rows, name = rows_of(text), row.split(" | ")[0]
+    for old in rows:
+        if old.split(" | ")[0] == name:
+            return text.replace(old, row)
+    return text.replace(rows[-1], f"{rows[-1]}\n{row}")
 
 
 def sections_of(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.__main__ import sections_of, with_section
+from benchmarks.__main__ import rows_of, sections_of, with_row, with_section
 from benchmarks.asynchronous import summarise as summarise_async
 from benchmarks.controller import summarise as summarise_controller
 from benchmarks.gate import Gate
@@ -49,6 +49,13 @@ def test_memory_has_one_ratio() -> None:
 
 def test_markdown() -> None:
     assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_a_row_takes_the_place_of_the_one_of_its_name() -> None:
+    text = "Notes.\n\n| what | ours |\n| --- | --- |\n| a | 1 |\n| b | 2 |\n\n## More\n\n| a | 3 |\n"
+    assert rows_of(text) == ["| a | 1 |", "| b | 2 |"]
+    assert with_row(text, "| a | 9 |") == text.replace("| a | 1 |", "| a | 9 |")
+    assert with_row(text, "| c | 9 |") == text.replace("| b | 2 |", "| b | 2 |\n| c | 9 |")
 
 
 def test_agreement_is_the_largest_relative_difference() -> None:
