@@ -134,7 +134,7 @@ class Started:
         log = RunLog(out, config.log, {})
         train(config, roles, prompt_batches(self.prompts, config), log, self.tokenizer.pad_token_id, DEADLINE_S)
         log.close()
-        gather(self.roles.actor.save(out), deadline_s=DEADLINE_S)
+        succeed(self.roles.actor.save_state(None, out))
         return [json.loads(line)["reward"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
     def learners(self) -> dict[str, Actor | Critic]:
