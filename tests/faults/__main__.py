@@ -45,13 +45,17 @@ class Outcomes:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write the table to docs/{PAGE.name} too")
-    parser.add_argument("--report", type=Path, help="a JUnit report of the whole suite, instead of running tests")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", default=[], metavar="XML",
+        help="JUnit reports of the suite, instead of running tests; of a test in several the last one counts",
+    )  # fmt: skip
     parser.add_argument("rows", nargs="*", help="R01 R24 …: these rows alone")
     args = parser.parse_args()
     chosen = [fault for fault in FAULTS if not args.rows or fault.id in args.rows]
     outcomes = Outcomes()
     if args.report:
-        outcomes.read(args.report)
+        for report in args.report:
+            outcomes.read(report)
     else:
         run(named(chosen), outcomes)
     rows = [row_of(fault, outcomes.ends, outcomes.seconds) for fault in chosen]

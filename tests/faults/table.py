@@ -10,9 +10,9 @@ from benchmarks.table import markdown
 from tests.faults.rows import Fault
 
 INTRO = """\
-Made by `make faults`. Each row is a fault that tests inject into small runs of the real commands, and what must happen
-then; `tests/faults/rows.py` names the tests. A row survives when every test of it passes. *Bit for bit* means that the
-weights and every number of the log are those of the run without the fault."""
+Made by `make faults`, or from reports of the whole suite. Each row is a fault that tests inject into small runs of the
+real commands, and what must happen then; `tests/faults/rows.py` names the tests. A row survives when every test of it
+passes. *Bit for bit* means that the weights and every number of the log are those of the run without the fault."""
 
 
 @dataclass(frozen=True)
