@@ -15,8 +15,11 @@ from certificate.steps import subject
 from openrlhf.types import Batch
 from tests.certificate.threads import two_ranks
 
+FAST = ("sft", "kd", "rm", "prm", "dpo", "kto", "ppo, policy at temperature 1.0", "ppo, critic", "ppo, icepop")
+CASES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in METHODS]  # one of each forward
 
-@pytest.mark.parametrize("method", METHODS)
+
+@pytest.mark.parametrize("method", CASES)
 @pytest.mark.parametrize("id", STATEMENTS)
 def test_nothing_changes_a_gradient(id: str, method: str, models: Path) -> None:
     statement = STATEMENTS[id]

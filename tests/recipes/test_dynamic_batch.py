@@ -10,6 +10,7 @@ from certificate.runs import COMMANDS, prepared, run
 from tests.recipes.helpers import metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_tokens_instead_of_rows_change_no_number(command: str, tmp_path: Path) -> None:
     """30 tokens, of which some examples have more; 100, which several share."""

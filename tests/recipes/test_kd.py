@@ -59,6 +59,7 @@ def flags(tiny_folder: Path, teacher: Path, tmp_path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [{}, {"packing_samples": True}, {"kd_coef": 1.0}], ids=str)
 def test_it_learns_eight_rows_from_its_teacher(flags: dict[str, Any], variant: dict[str, Any]) -> None:
     """With the whole weight on the teacher too: the answers are then learned from its probabilities alone."""
@@ -81,6 +82,7 @@ def test_it_learns_eight_rows_from_its_teacher(flags: dict[str, Any], variant: d
         assert tokenizer.decode(text, skip_special_tokens=True) == row["a"]
 
 
+@pytest.mark.slow
 def test_packing_micro_batches_and_recomputation_are_matters_of_speed(flags: dict[str, Any], tmp_path: Path) -> None:
     plain = metrics(run(main, flags))
     variants = [

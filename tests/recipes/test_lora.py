@@ -92,6 +92,7 @@ def test_packing_micro_batches_and_recomputation_are_matters_of_speed(
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_reference_without_the_adapter_is_a_separate_copy(flags: dict[str, Any], tmp_path: Path) -> None:
     """The same rewards, losses and gradients, whether the reference has weights of its own or not."""
     flags = of(train_dpo, flags, tmp_path, max_epochs=6)

@@ -84,6 +84,7 @@ def reward_func(queries, prompts, labels):
 """
 
 
+@pytest.mark.slow
 def test_the_best_model_survives_a_kill(evaluated: dict[str, Any], tmp_path: Path) -> None:
     """Killed in step 5, after an evaluation in step 4; the checkpoint of step 4 says how good the best one was."""
     evaluated["remote_rm_url"].write_text(LEARNT)

@@ -168,6 +168,7 @@ def dies(monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], step: int) -> N
     torch.manual_seed(1234)  # the next process knows nothing of this one's random numbers
 
 
+@pytest.mark.slow
 def test_an_adapter_and_mixed_data_go_on_exactly(
     sft: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,7 @@ def test_what_is_written(flags: dict[str, Any], capsys: pytest.CaptureFixture[st
         assert named in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_only_hugging_face_folders(flags: dict[str, Any]) -> None:
     run(main, flags | SAVES | {"save_hf_ckpt": True, "disable_ds_ckpt": True, "save_value_network": False})
     assert {path.name for path in flags["ckpt_path"].iterdir()} == {"global_step2_hf", "global_step4_hf"}

@@ -113,6 +113,7 @@ def test_a_failing_agent_costs_its_own_sample(
         hold(agent(tmp_path, code(trouble)), one_token, PROMPTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", ["await asyncio.sleep(600)", "time.sleep(600)"])
 def test_an_agent_that_hangs_costs_its_own_sample(
     tmp_path: Path, blocks: str, caplog: pytest.LogCaptureFixture

@@ -87,6 +87,7 @@ def test_a_server_that_starts_later_is_found() -> None:
         assert ask([server.url]).rewards == [0.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
@@ -289,6 +290,7 @@ TWO = st.lists(st.floats() | st.integers(), min_size=2, max_size=2)
 ANSWERS = st.dictionaries(NAMES, TWO | st.dictionaries(st.text(max_size=3), TWO | JSON, max_size=2) | JSON, max_size=3)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=200, deadline=None, database=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
