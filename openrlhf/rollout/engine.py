@@ -59,9 +59,22 @@ class RolloutEngine(Protocol):
     def wake(self) -> None: ...
 
 
+def step_seed(seed: int, step: int, part: int = 0) -> int:
+    """The seed of the rollout of a step, and of each further part of it that is asked for.
+
+    Not ``seed`` + ``step``: with it the run of seed 43 would draw at step k what the run of seed 42 draws at k + 1, and
+    runs that are meant to be independent would share their samples.
+    """
+    return _hashed(f"step {seed}:{step}:{part}", 8)
+
+
 def request_seed(seed: int, index: int) -> int:
     """The seed of request ``index`` of a rollout: the same however the requests are divided among engines."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=4).digest(), "big")
+    return _hashed(f"{seed}:{index}", 4)
+
+
+def _hashed(text: str, size: int) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=size).digest(), "big")
 
 
 def divided(

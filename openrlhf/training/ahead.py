@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from openrlhf.data.sampler import Cursor
+from openrlhf.rollout.engine import step_seed
 from openrlhf.training.roles import Rollout
 from openrlhf.types import Metrics, Prompt, Sample, present
 
@@ -35,7 +36,7 @@ def ask_ahead(
     """
     waiting: deque[Asked] = deque()
     for step, (prompts, cursor) in enumerate(prompt_batches, start=first):
-        waiting.append(Asked(step, prompts, cursor, engines.collect(prompts, seed + step)))
+        waiting.append(Asked(step, prompts, cursor, engines.collect(prompts, step_seed(seed, step))))
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting

@@ -9,6 +9,7 @@ from itertools import count, islice
 
 from openrlhf.config.groups import RolloutConfig
 from openrlhf.data.sampler import Cursor
+from openrlhf.rollout.engine import step_seed
 from openrlhf.training.ahead import Asked
 from openrlhf.training.roles import Rollout, done, gather
 from openrlhf.types import Prompt, Sample
@@ -44,11 +45,11 @@ def ask_until_full(
     stream = iter(prompts)
     begun: Part | None = None
     for step in count(first):
-        part = begun or _ask(engines, stream, config.rollout_batch_size, seed + step)
-        rollout = None if part is None else _fill(engines, stream, config, seed + step, step, part, deadline_s)
+        part = begun or _ask(engines, stream, config.rollout_batch_size, step_seed(seed, step))
+        rollout = None if part is None else _fill(engines, stream, config, seed, step, part, deadline_s)
         if rollout is None:
             return
-        begun = _ask(engines, stream, config.rollout_batch_size, seed + step + 1) if ahead else None
+        begun = _ask(engines, stream, config.rollout_batch_size, step_seed(seed, step + 1)) if ahead else None
         yield rollout
 
 
@@ -81,9 +82,9 @@ def _fill(
         for sample in chosen:
             sample.group += len(asked)
         samples, asked, cursor = samples + chosen, asked + part.prompts, part.cursor
-        # No step has the seeds of a later part; the first has those of a run that does not filter.
+        # The first part has the seed of a run that does not filter.
         missing = config.rollout_batch_size - groups(samples)
-        part = _ask(engines, stream, missing, seed + (number << 32))
+        part = _ask(engines, stream, missing, step_seed(seed, step, number))
     if not samples:
         print(f"--dynamic_filtering kept none of the last {len(asked)} prompts, and there are no more")
     return Asked(step, asked, cursor, done(samples)) if samples else None

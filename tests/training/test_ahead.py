@@ -15,7 +15,7 @@ from openrlhf.cli.train_ppo_ray import optimizer_steps, prompt_batches
 from openrlhf.config.commands import PPOConfig
 from openrlhf.models.causal_lm import CausalLM
 from openrlhf.rollout.collect import collect, make_sample
-from openrlhf.rollout.engine import SamplingParams
+from openrlhf.rollout.engine import SamplingParams, step_seed
 from openrlhf.rollout.partial import finished
 from openrlhf.training import ppo
 from openrlhf.training.ahead import ages, ask_ahead, fresh, staleness
@@ -40,9 +40,11 @@ class Diary:
     def __init__(self) -> None:
         self.version = 0
         self.entries: list[str] = []
+        self.seeds: list[int] = []
 
     def collect(self, prompts: list[Prompt], seed: int) -> Future[list[Sample]]:
-        self.entries.append(f"collect {seed}")
+        self.seeds.append(seed)
+        self.entries.append(f"collect {len(self.seeds)}")
         return done([of_version(sample, self.version) for sample in package_samples()])
 
     def sync(self, version: int) -> Future[None]:
@@ -81,7 +83,21 @@ def test_what_is_asked_before_which_update(given: dict[str, Any], entries: str, 
     diary = Diary()
     lines = train(config_of(seed=0, **given), diary)
     assert ", ".join(diary.entries) == entries
+    assert diary.seeds == [step_seed(0, step) for step in (1, 2, 3)]
     assert [line["staleness"] for line in lines] == ages == [line["staleness_max"] for line in lines]
+
+
+@pytest.mark.parametrize("filtering", [False, True])
+def test_runs_of_neighbouring_seeds_ask_with_none_in_common(filtering: bool) -> None:
+    """Counted on from the seed, each step of one would be the next one's of the other."""
+    asked = []
+    for seed in (42, 43):
+        diary = Diary()
+        more = {"dynamic_filtering": True, "dynamic_filtering_reward_range": (-9.0, 9.0)} if filtering else {}
+        train(config_of(seed=seed, **more), diary)
+        asked.append(set(diary.seeds))
+    assert len(asked[0]) == 3
+    assert not asked[0] & asked[1]
 
 
 def test_every_batch_comes_with_its_own_prompts_and_cursor() -> None:
