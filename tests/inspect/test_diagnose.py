@@ -148,6 +148,26 @@ def test_answers_that_become_shorter_for_reward_are_found(tmp_path: Path) -> Non
     assert finding.numbers["correlation of reward and length within groups, last steps"] == pytest.approx(-1)
 
 
+def test_one_leap_of_the_policy_is_enough(tmp_path: Path) -> None:
+    """Whatever the reward did afterwards."""
+    (finding,) = diagnosed(planted(tmp_path, lambda p: {"ppo_kl": 8.0 if p == 0 else 0.0})).findings
+    assert finding.rule == "learning_rate_too_high"
+    assert finding.numbers["ppo_kl, worst fifth"] == pytest.approx(2)
+    assert diagnosed(planted(tmp_path / "less", lambda p: {"ppo_kl": 3.0 if p == 0 else 0.0})).findings == []
+
+
+@pytest.mark.parametrize(("rise", "still"), [(0.0, True), (0.05, True), (0.4, False)])
+def test_a_policy_that_does_not_move_is_found_in_noisy_rewards(tmp_path: Path, rise: float, still: bool) -> None:
+    """Neighbours differ by 0.1, more than a fifth of their spread within a step: that is no learning."""
+
+    def line(p: float) -> dict[str, float]:
+        noise = 0.05 if round(19 * p) % 2 else -0.05
+        return {"kl": 1e-7, "reward": 0.3 + noise + rise * p, "score": 0.3, "reward_std": 0.1, "lr": 1e-12}
+
+    found = diagnosed(planted(tmp_path, line)).findings
+    assert [finding.rule for finding in found] == ["learning_rate_too_low"] * still
+
+
 def test_the_numbers_are_those_of_the_run(tmp_path: Path) -> None:
     found = diagnosed(planted(tmp_path, *FAULTS["engine_mismatch"]))
     (finding,) = found.findings

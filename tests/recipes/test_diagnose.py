@@ -39,7 +39,8 @@ def reward_func(queries, prompts, labels):
 """
 BROKEN = """
 def reward_func(queries, prompts, labels):
-    return [float("nan") if int(label) % 4 == 0 else q.count("e") / 12 for q, label in zip(queries, labels)]
+    shares = [sum(c.islower() for c in q[len(p):]) / 12 for q, p in zip(queries, prompts)]
+    return [float("nan") if int(label) % 4 == 0 else share for share, label in zip(shares, labels)]
 """
 
 

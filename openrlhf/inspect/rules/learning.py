@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from statistics import fmean, median
 
 from openrlhf.inspect.evidence import Evidence, ends, worst_fifth
 from openrlhf.inspect.rules.finding import SHOWN, Answer, Finding, Unknown
 from openrlhf.training.bands import BANDS
 from openrlhf.training.metric_names import EVALUATED
+
+LEAP = 1.0  # nats a token between the policy before and after the steps on one rollout batch
 
 
 def learning_rate_too_high(run: Evidence) -> Answer:
@@ -27,7 +30,9 @@ def learning_rate_too_high(run: Evidence) -> Answer:
         if not run.curve("grad_norm"):
             return Unknown("no gradient norm was logged")
         return None
-    if not (signs and lost) and len(signs) < 2:
+    # Nothing else explains a move that far on one rollout batch, whatever became of the reward.
+    leap = signs.get("ppo_kl, worst fifth", 0.0) > LEAP
+    if not (signs and lost) and len(signs) < 2 and not leap:
         return None
     rates = run.curve("lr")
     return Finding(
@@ -50,7 +55,9 @@ def learning_rate_too_low(run: Evidence) -> Answer:
     advantages = run.curve("advantage_std")
     if advantages and BANDS["advantage_std"].verdict(max(advantages)) == "red":
         return None  # no rate would move it
-    if len(run.lines) < 5 or moved > 1e-4 or abs(last - first) > 0.2 * spread + 1e-9 or spread == 0:
+    if len(run.lines) < 5 or moved > 1e-4 or spread == 0:
+        return None
+    if abs(last - first) > max(0.2 * spread, 3 * _noise_of_ends(rewards)) + 1e-9:
         return None
     return Finding(
         what="learning rate too low: the policy is still where it began",
@@ -99,6 +106,13 @@ def not_finite(run: Evidence) -> Answer:
         samples=list(rows)[:SHOWN],
         thin=run.thin(),
     )
+
+
+def _noise_of_ends(values: list[float]) -> float:
+    """The standard error of the difference of the two ends of a curve, by how much neighbours differ: a trend adds
+    little to that."""
+    between = fmean([(after - before) ** 2 for before, after in pairwise(values)])
+    return math.sqrt(between / max(1, len(values) // 5))  # the mean square is twice the variance of one value
 
 
 def _lost(run: Evidence) -> dict[str, float]:
