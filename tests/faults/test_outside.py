@@ -66,9 +66,12 @@ class AgentInstance:
 
     def step(self, states):
         with turn:
-            game.stdin.write(ascii(states["action_text"]) + "\\n")
-            game.stdin.flush()
-            answer = game.stdout.readline()
+            try:
+                game.stdin.write(ascii(states["action_text"]) + "\\n")
+                game.stdin.flush()
+                answer = game.stdout.readline()
+            except BrokenPipeError:
+                answer = ""
         if not answer:
             raise ConnectionError("the game is gone")
         return {{"rewards": int(answer) / 20, "done": True}}
