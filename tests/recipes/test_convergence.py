@@ -81,7 +81,7 @@ class Workshop:
 
     @cache  # noqa: B019 - the workshop lives as long as its tests
     def on_policy(self, estimator: str, seed: int) -> float:
-        return end(self.copying("abcdefgh", 1, seed, 46, advantage_estimator=estimator))
+        return end(self.copying("abcdefgh", 1, seed, 64, advantage_estimator=estimator))
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +104,16 @@ def test_a_bandit_finds_the_reward_of_one(workshop: Workshop, estimator: str, se
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    ("estimator", "rate", "steps"), [("gae", 7e-3, 100), ("reinforce", 1e-2, 48), ("group_norm", 1e-2, 48)]
+    ("estimator", "rate", "steps", "answers"),
+    [("gae", 7e-3, 100, 8), ("reinforce", 5e-3, 80, 16), ("group_norm", 5e-3, 80, 16)],
 )
 def test_two_letters_are_learnt_from_the_share_that_is_right(
-    workshop: Workshop, estimator: str, rate: float, steps: int, seed: int
+    workshop: Workshop, estimator: str, rate: float, steps: int, answers: int, seed: int
 ) -> None:
-    """The reward of a sequence must find its tokens."""
-    flags = {"advantage_estimator": estimator, "actor_learning_rate": rate}
+    """The reward of a sequence must find its tokens. With 8 answers and twice the rate every sixth start stays with a
+    second letter that is right for some texts only."""
+    flags = {"advantage_estimator": estimator, "actor_learning_rate": rate, "n_samples_per_prompt": answers}
+    flags |= {"train_batch_size": 16 * answers, "micro_rollout_batch_size": 16 * answers}
     assert end(workshop.copying("abcd", 2, seed, steps, **flags)) >= 0.9
 
 
@@ -135,19 +138,19 @@ TIS = {"enable_vllm_is_correction": True, "vllm_is_truncated_threshold": (0.0, 2
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_samples_of_two_updates_ago_teach_as_much_when_they_are_weighed(workshop: Workshop, seed: int) -> None:
-    stale = end(workshop.copying("abcdefgh", 1, seed, 46, actor_learning_rate=8e-3, **STALE, **TIS))
+    stale = end(workshop.copying("abcdefgh", 1, seed, 64, actor_learning_rate=8e-3, **STALE, **TIS))
     assert stale >= 0.95 * workshop.on_policy("reinforce", seed)
 
 
 def test_not_weighing_them_is_visibly_worse(workshop: Workshop) -> None:
-    """In steps so large that two of them matter."""
+    """In steps so large that four of them matter. Starts differ much more than in the other tests, so there are six."""
 
     def summed(**flags: Any) -> float:
-        flags |= STALE | {"actor_learning_rate": 1.5e-2}
-        return sum(end(workshop.copying("abcdefgh", 1, seed, 40, **flags)) for seed in SEEDS)
+        flags |= STALE | {"actor_learning_rate": 1.5e-2, "async_queue_size": 4}
+        return sum(end(workshop.copying("abcdefgh", 1, seed, 40, **flags)) for seed in range(6))
 
     weighed, plain = summed(**TIS), summed()
-    assert plain < 0.85 * weighed
+    assert plain < 0.93 * weighed
 
 
 def pairs_by_rule(seed: int, number: int) -> list[dict[str, str]]:
@@ -180,4 +183,5 @@ def test_a_linear_rule_is_learnt_from_pairs(workshop: Workshop, command: str, se
     assert column(out, "eval_accuracy")[-1] >= 0.95
     if command == "dpo":
         margins = column(out, "reward_margin")
-        assert margins[0] < margins[len(margins) // 2] < margins[-1]
+        third = len(margins) // 3
+        assert sum(margins[:third]) < sum(margins[third : 2 * third]) < sum(margins[2 * third : 3 * third])

@@ -9,7 +9,7 @@ import pytest
 from tests.docs.shell import commands_of
 from tests.recipes.helpers import column, run_in_turn, write_rows
 
-SIZES = "PROBLEMS=16 SFT_EPOCHS=60 RL_EPISODES=32"
+SIZES = "PROBLEMS=16 SFT_EPOCHS=60 RL_EPISODES=64"
 
 
 @pytest.mark.slow
@@ -21,5 +21,5 @@ def test_the_mathematics_reward_rises(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     run_in_turn(commands)
     rewards, kl = column(tmp_path / "out/rl", "reward"), column(tmp_path / "out/rl", "kl")
-    assert sum(rewards[-3:]) / 3 > rewards[0] + 0.12
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:2]) / 2 + 0.1
     assert 0 < max(kl) < 1

