@@ -32,6 +32,7 @@ from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.four_bits import four_bits, keep_gradients
 from openrlhf.models.hub import local_folder
 from openrlhf.models.liger import use_liger
+from openrlhf.models.replaced import replaced_model
 from openrlhf.models.value_head import ScoreModel, init_head
 
 log = logging.getLogger(__name__)
@@ -117,19 +118,26 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a Hugging Face folder: config, weights, tokenizer; or a PEFT folder when the model has an adapter. One
-    process calls it.
+    """Write a Hugging Face folder: config, weights, tokenizer; or a PEFT folder when the model has an adapter. A model
+    that is there already gives way once the new one is written. One process calls it.
 
     ``state_dict`` holds the full weights when the model's own are sharded: ``saved_tensors``, gathered.
     """
+    with replaced_model(Path(folder)) as aside:
+        _write_model(model, aside, tokenizer, state_dict)
+
+
+def _write_model(
+    model: CausalLM | ScoreModel, folder: Path, tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Tensor] | None
+) -> None:
     hf: PreTrainedModel = model.hf
     tokenizer.save_pretrained(folder)
     if is_adapted(hf):
-        save_adapter(hf, Path(folder), state_dict or adapter_state(hf))
+        save_adapter(hf, folder, state or adapter_state(hf))
         if isinstance(model, ScoreModel):
             hf.config.save_pretrained(folder)  # the statistics of its scores
         return
-    weights = {name.removeprefix("hf."): value for name, value in (state_dict or model.state_dict()).items()}
+    weights = {name.removeprefix("hf."): value for name, value in (state or model.state_dict()).items()}
     if hf.config.tie_word_embeddings:
         for name in hf.all_tied_weights_keys:
             weights.pop(name, None)

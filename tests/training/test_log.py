@@ -116,6 +116,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs the device that is always full")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread ends
 def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path, capsys):
     pytest.importorskip("tensorboard")
     log = RunLog(tmp_path, LogConfig(use_tensorboard=str(tmp_path / "tb"), wandb_run_name="began"), {})
