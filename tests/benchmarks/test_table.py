@@ -21,6 +21,7 @@ from benchmarks.rounds import Usage, check_agreement
 from benchmarks.schedules import SYNC_S, Clock, FakeEngines, Generation, simulated, training_seconds
 from benchmarks.syncing import line
 from benchmarks.table import cpu_row, markdown, memory_row
+from openrlhf.rollout.engine import step_seed
 
 
 def usages(**losses: list[float]) -> dict[str, Usage]:
@@ -178,7 +179,7 @@ def test_steps_on_a_counted_clock_wait_for_what_the_loop_waits_for() -> None:
     alone = simulated(8, 1.0, ahead=0, breaks_in=False)
     assert alone.staleness == 0
     lengths = FakeEngines(Clock(), 8, 128, False)
-    ends = [lengths.collect([], step).made.own.max() for step in range(21, 41)]  # type: ignore[attr-defined]
+    ends = [lengths.collect([], step_seed(0, step)).made.own.max() for step in range(21, 41)]  # type: ignore[attr-defined]
     assert alone.step == pytest.approx(float(sum(ends)) / 20 + training_seconds(8) + SYNC_S, rel=1e-5)
     ahead = simulated(8, 0.75, ahead=1, breaks_in=False)  # the few that train are what is waited for
     assert ahead.staleness == pytest.approx(1)

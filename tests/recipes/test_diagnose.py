@@ -76,7 +76,7 @@ def test_a_reward_for_brevity(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_reward_for_a_phrase(model: Path, tmp_path: Path) -> None:
-    found = findings(model, tmp_path, PHRASE, num_episodes=17, actor_learning_rate=1e-2)
+    found = findings(model, tmp_path, PHRASE, num_episodes=19, actor_learning_rate=1e-2)
     assert "share '<|im_start|>', and the reward rose with it" in found["format_hacking"].what
     assert found["format_hacking"].numbers["share of answers with the phrase, first step"] < 0.3
     assert not found["format_hacking"].thin and "length_hacking" not in found

@@ -141,14 +141,14 @@ def test_samples_without_a_reward_are_left_out(flags: dict[str, Any], capsys: py
 
 def test_an_embedding_that_is_padded_beyond_the_tokenizer(flags: dict[str, Any], model: Path, tmp_path: Path) -> None:
     """A random model draws ids that have no text: they are learned from as they were drawn, and texts go without."""
-    build_model(tmp_path / "wide", vocab_size=320)
+    build_model(tmp_path / "wide", vocab_size=450)
     AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "wide")
     seen = tmp_path / "seen.py"
     seen.write_text("def reward_func(queries, prompts, labels):\n    return [float(len(q)) for q in queries]\n")
     flags |= {"pretrain": tmp_path / "wide", "remote_rm_url": seen, "num_episodes": 2, "advantage_estimator": "rloo"}
     rows = metrics(run(main, flags))
     lengths = [row["reward"] - len("say 0:") for row in rows]
-    assert all(0 < text < 0.95 * row["response_length"] for text, row in zip(lengths, rows, strict=True))
+    assert all(0 < text < 0.85 * row["response_length"] for text, row in zip(lengths, rows, strict=True))
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert all(row["engine_log_prob_diff"] < 1e-4 for row in rows[:1])
 
