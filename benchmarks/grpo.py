@@ -120,13 +120,13 @@ def trl(gate: Gate, model: str, beta: float) -> None:
     )
 
     def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        rate = trainer.optimizer.param_groups[0]["lr"]
+        rate = trainer.optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]  # it is there when a reward is asked for
         gate.record(tokens=sum(map(len, completion_ids)), lr=rate)
         return [even_share(prompt + " " + completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=reward,
+        reward_funcs=reward,  # type: ignore[arg-type]  # its types know no keyword arguments
         args=config,
         train_dataset=Dataset.from_dict({"prompt": prompt_texts()}),
         callbacks=[GateCallback(gate)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -41,7 +42,7 @@ def planned(name: str, median: float, sigma: float, capacity: int) -> list[list[
     lengths = drawn.clamp(16, LONGEST).long().tolist()
     rows = []
     for ranks in RANKS:
-        shares, seconds = timed(lambda ranks=ranks: even_shares(lengths, ranks, SAMPLES))
+        shares, seconds = timed(partial(even_shares, lengths, ranks, SAMPLES))
         ratio = load([sum(lengths[item] for item in share) for share in shares])
         dealt = load([sum(lengths[rank::ranks]) for rank in range(ranks)])
         met = ratio <= LOAD_GOAL and seconds <= TIME_GOAL_S

@@ -89,7 +89,7 @@ def phases(gate: Gate, model: str, scorer: str) -> None:
 
     while gate.opens():
         with torch.no_grad():
-            tokens = actor.generate(
+            tokens: Tensor = actor.generate(  # type: ignore[assignment, misc]
                 prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, max_new_tokens=RESPONSE
             )
             before, old_values = log_probs(actor, tokens), values(tokens)

@@ -33,4 +33,4 @@ def record_losses(trainer: Trainer, gate: Gate) -> None:
         gate.record(loss=loss.item())
         return loss
 
-    trainer.training_step = recorded
+    trainer.training_step = recorded  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from openrlhf.training.roles import StepStats
 
 
 class GradientEngine:
-    """A ``TrainEngine`` in this process; how several of them add up is given by ``sum_over_ranks``."""
+    """A ``StepEngine`` in this process; how several of them add up is given by ``sum_over_ranks``."""
 
     device = torch.device("cpu")
 

@@ -75,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        cells = []
+        cells: list[Learnt] = []
         for number, placement in enumerate(PLACEMENTS):
             cells += learnt(placement, ADVANTAGE_ESTIMATORS, Path(folder) / str(number))
     text = page(cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from openrlhf.types import Batch
 
 VOCABULARY = 97
 POLICY, FROZEN, SCORER = "policy", "frozen", "scorer"
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -37,14 +38,14 @@ def write_models(folder: Path) -> None:
     with torch.no_grad():  # surer, and mostly wrong: the KL baseline of random answers is then above 0
         policy.get_decoder().norm.weight *= 1.2
     policy.save_pretrained(folder / FROZEN)
-    scorer = AutoModelForSequenceClassification.from_config(Qwen3Config(**SIZES, num_labels=1))
+    scorer = AutoModelForSequenceClassification.from_config(Qwen3Config(**SIZES | {"num_labels": 1}))
     scorer.save_pretrained(folder / SCORER)
 
 
 @torch.no_grad()
 def disturb(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
-        parameter += 0.05 * torch.randn(parameter.shape)
+        parameter.add_(0.05 * torch.randn(parameter.shape))
 
 
 def ragged(seed: int, rows: int) -> Batch:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from certificate.material import FROZEN, POLICY, SCORER, VOCABULARY, noise, ragged
 from openrlhf.algorithms.policy_losses import POLICY_LOSSES
@@ -20,6 +19,7 @@ from openrlhf.models.causal_lm import CausalLM
 from openrlhf.models.load import load_causal_lm, load_score_model
 from openrlhf.models.step_model import StepModel
 from openrlhf.models.teacher import Teacher
+from openrlhf.models.value_head import ScoreModel
 from openrlhf.objectives.distillation import kd_loss
 from openrlhf.objectives.language import sft_loss
 from openrlhf.objectives.loss import Objective
@@ -30,7 +30,7 @@ from openrlhf.objectives.reward import pair_loss
 from openrlhf.objectives.unpaired import kto_loss
 from openrlhf.training.baseline import with_kl_baseline
 from openrlhf.training.members import forward
-from openrlhf.training.roles import ForwardEngine, TrainEngine
+from openrlhf.training.roles import ForwardEngine, StepEngine
 from openrlhf.training.update import Weigh, pair_mean, sequence_mean, token_mean
 from openrlhf.types import Batch, present
 
@@ -40,11 +40,12 @@ ALGORITHM = AlgorithmConfig(
     eps_clip_low_high=(0.2, 0.3), dual_clip=1.5, use_kl_loss=True, kl_estimator="k3", entropy_loss_coef=0.02
 )
 
+Trained = CausalLM | ScoreModel
 # batch, engine, frozen engine, examples of a micro-batch, packed → the batch with what the step compares with
-Prepare = Callable[[Batch, TrainEngine, ForwardEngine | None, int, bool], Batch]
+Prepare = Callable[[Batch, StepEngine, ForwardEngine | None, int, bool], Batch]
 
 
-def unprepared(batch: Batch, engine: TrainEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
+def unprepared(batch: Batch, engine: StepEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
     return batch
 
 
@@ -52,12 +53,12 @@ def unprepared(batch: Batch, engine: TrainEngine, frozen: ForwardEngine | None, 
 class Method:
     """``examples(seed)`` has ``rows`` rows an example. ``objective`` takes the frozen model, if any, and ``packed``."""
 
-    load: Callable[[Path, ModelConfig], nn.Module]
+    load: Callable[[Path, ModelConfig], Trained]
     examples: Callable[[int], Batch]
-    objective: Callable[[nn.Module | None, bool], Objective]
+    objective: Callable[[Any, bool], Objective]
     weigh: Weigh = token_mean
     rows: int = 1
-    load_frozen: Callable[[Path, ModelConfig], nn.Module] | None = None
+    load_frozen: Callable[[Path, ModelConfig], Trained | Teacher] | None = None
     prepare: Prepare = unprepared
 
 
@@ -94,7 +95,7 @@ def step_model(folder: Path, config: ModelConfig) -> StepModel:
     return StepModel(policy(folder, config).hf)
 
 
-def scorer(folder: Path, config: ModelConfig) -> nn.Module:
+def scorer(folder: Path, config: ModelConfig) -> ScoreModel:
     return load_score_model(str(folder / SCORER), config, "score")
 
 
@@ -136,18 +137,18 @@ def rollouts(seed: int) -> Batch:
 # What is measured before the step -------------------------------------------------------------------------------------
 
 
-def with_reference(batch: Batch, engine: TrainEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
+def with_reference(batch: Batch, engine: StepEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
     assert frozen is not None
     return batch.fill(ref_log_probs=forward(frozen, batch, 2 * micro, packed))
 
 
-def with_baseline(batch: Batch, engine: TrainEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
+def with_baseline(batch: Batch, engine: StepEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
     assert frozen is not None
     return with_kl_baseline(batch, engine, frozen, micro, packed)
 
 
 def with_log_probs(temperature: float) -> Prepare:
-    def fill(batch: Batch, engine: TrainEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
+    def fill(batch: Batch, engine: StepEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
         assert frozen is not None
         old = forward(engine, batch, micro, packed, temperature=temperature)
         return batch.fill(
@@ -159,14 +160,14 @@ def with_log_probs(temperature: float) -> Prepare:
     return fill
 
 
-def with_old_values(batch: Batch, engine: TrainEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
+def with_old_values(batch: Batch, engine: StepEngine, frozen: ForwardEngine | None, micro: int, packed: bool) -> Batch:
     return batch.fill(values=forward(engine, batch, micro, packed, what="values") + present(batch.values, "values"))
 
 
 # Methods --------------------------------------------------------------------------------------------------------------
 
 
-def without_frozen(function: Any, /, **settings: Any) -> Callable[[nn.Module | None, bool], Objective]:
+def without_frozen(function: Any, /, **settings: Any) -> Callable[[Any, bool], Objective]:
     return lambda frozen, packed: partial(function, **settings, packed=packed)
 
 

@@ -21,7 +21,7 @@ def with_exact_norms(model: Model) -> Model:
     """The same model, whose norms of these families are replaced in place."""
     for module in model.modules():
         if isinstance(module, Qwen3RMSNorm | Qwen2RMSNorm | LlamaRMSNorm | MistralRMSNorm | GraniteRMSNorm):
-            module.forward = partial(rms_norm, weight=module.weight, eps=module.variance_epsilon)
+            module.forward = partial(rms_norm, weight=module.weight, eps=module.variance_epsilon)  # type: ignore[method-assign]
     return model
 
 

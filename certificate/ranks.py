@@ -18,7 +18,7 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
 from certificate.engine import GradientEngine
-from certificate.methods import ADAPTED, METHODS, Method
+from certificate.methods import ADAPTED, METHODS, Method, Trained
 from certificate.statements import worst
 from certificate.steps import WHOLE, Error, Outcome, Subject, largest_error, rank_step, step, subject
 from certificate.table import Row
@@ -137,7 +137,7 @@ def alone(method: Method, models: Path, batch: Batch) -> Outcome:
 class DeepSpeedGradients:
     """``DeepSpeedTrain`` at learning rate 0, which keeps the whole gradient of each step."""
 
-    def __init__(self, build: Callable[[], nn.Module], config: ModelConfig, sharding: DeepSpeedConfig) -> None:
+    def __init__(self, build: Callable[[], Trained], config: ModelConfig, sharding: DeepSpeedConfig) -> None:
         self.engine = DeepSpeedTrain(build, config, OptimConfig(max_norm=0.0), TrainConfig(), sharding, 0.0, 1000)
         self.model, self.device = self.engine.model, self.engine.device
         self.rank, self.world = self.engine.rank, self.engine.world
@@ -157,7 +157,7 @@ class DeepSpeedGradients:
 def whole_gradient(parameter: nn.Parameter, cut_along: int | None) -> Tensor:
     part = safe_get_full_grad(parameter) if parameter.requires_grad else None
     if part is None:  # of a weight that does not train, which may be sharded
-        return torch.zeros(parameter.ds_numel if is_zero_param(parameter) else parameter.numel())
+        return torch.zeros(parameter.ds_numel if is_zero_param(parameter) else parameter.numel())  # type: ignore[attr-defined]
     return part if cut_along is None else whole(part, cut_along)
 
 

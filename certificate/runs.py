@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def resumed(command: str, folder: Path, steps: Sequence[int]) -> float:
     for step in steps:
         out = folder / f"stopped{step}"
         saves = {"save_steps": 1000, "ckpt_path": folder / f"steps{step}"}
-        with_signal_after(step, lambda out=out, saves=saves: run(main, {**flags, **saves}, out))
+        with_signal_after(step, partial(run, main, {**flags, **saves}, out))
         run(main, {**flags, **saves, "load_checkpoint": True}, out)
         errors.append(difference(out, whole))
     return max(errors)
@@ -128,7 +129,7 @@ def with_signal_after(step: int, run: Callable[[], object]) -> None:
         if number == step:
             signal.raise_signal(signal.SIGTERM)
 
-    RunLog.step = logged  # type: ignore[method-assign]
+    RunLog.step = logged  # type: ignore[method-assign, assignment]
     try:
         run()
     finally:

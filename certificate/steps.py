@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from certificate.engine import GradientEngine
-from certificate.methods import Method
+from certificate.methods import Method, Trained
 from certificate.norms import Model, with_exact_norms
 from openrlhf.backends.local import LocalForward
 from openrlhf.config.groups import ModelConfig
 from openrlhf.training.fit import rank_part
 from openrlhf.training.micro_batches import TokenBudget
-from openrlhf.training.roles import ForwardEngine, TrainEngine
+from openrlhf.training.roles import ForwardEngine, StepEngine
 from openrlhf.training.update import optimizer_step
 from openrlhf.types import Batch, Metrics
 
 WHOLE = 10**6  # a micro-batch of all examples
 
 
-class KeepsGradients(TrainEngine, Protocol):
+class KeepsGradients(StepEngine, Protocol):
     gradients: list[Tensor]
 
 
@@ -49,7 +49,7 @@ class Subject:
     """A method with its models at hand, in float64 and in this process."""
 
     method: Method
-    model: nn.Module
+    model: Trained
     frozen: ForwardEngine | None
 
     def step(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from openrlhf.models.adapters import WithoutAdapter
-from openrlhf.training.roles import TrainEngine
+from openrlhf.training.roles import Engine
 
 
 class SharedForward:
     """A frozen model that needs no memory of its own. It is where its ``engine`` is, asleep or awake."""
 
-    def __init__(self, engine: TrainEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.model = WithoutAdapter(engine.model)
         self.device = engine.device
         self.largest = engine.largest

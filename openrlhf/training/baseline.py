@@ -9,13 +9,11 @@ from openrlhf.algorithms.unpaired_losses import kl_baseline
 from openrlhf.objectives.unpaired import LABELLED, MISMATCHED
 from openrlhf.training.members import forward
 from openrlhf.training.micro_batches import Size
-from openrlhf.training.roles import ForwardEngine, TrainEngine
+from openrlhf.training.roles import Engine, StepEngine
 from openrlhf.types import Batch, pad_columns
 
 
-def with_kl_baseline(
-    batch: Batch, policy: TrainEngine, reference: ForwardEngine, micro_batch: Size, packed: bool
-) -> Batch:
+def with_kl_baseline(batch: Batch, policy: StepEngine, reference: Engine, micro_batch: Size, packed: bool) -> Batch:
     """This rank's rows of a mini-batch with ``kl_baseline``, the same number on every row, and ``ref_log_probs``, which
     the labelled rows alone need: the others have 0. A number in ``micro_batch`` counts examples.
 

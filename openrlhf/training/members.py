@@ -18,7 +18,7 @@ from openrlhf.objectives.balance import balanced, each_token
 from openrlhf.objectives.reinforcement import policy_loss, value_loss
 from openrlhf.training.metric_names import OF_CRITIC
 from openrlhf.training.micro_batches import Size, cut, rollout_size, train_size
-from openrlhf.training.roles import ForwardEngine, TrainEngine
+from openrlhf.training.roles import Engine, ForwardEngine, TrainEngine
 from openrlhf.training.update import sequence_mean, token_mean, update
 from openrlhf.types import Batch, Metrics, pad_columns
 
@@ -119,17 +119,17 @@ def load_reward_model(path: str, config: PPOConfig) -> ScoreModel:
     )
 
 
-def sampled_log_probs(engine: ForwardEngine, batch: Batch, config: PPOConfig) -> Tensor:
+def sampled_log_probs(engine: Engine, batch: Batch, config: PPOConfig) -> Tensor:
     """(B, T) float32 on the CPU, at the sampling temperature, 0 outside the action mask."""
     return _forward(engine, batch, config, temperature=config.rollout.temperature)
 
 
-def _forward(engine: ForwardEngine, batch: Batch, config: PPOConfig, **how: Any) -> Tensor:
+def _forward(engine: Engine, batch: Batch, config: PPOConfig, **how: Any) -> Tensor:
     return forward(engine, batch, rollout_size(config), config.model.packing_samples, **how)
 
 
 @torch.no_grad()
-def forward(engine: ForwardEngine, batch: Batch, micro_batch: Size, packed: bool, **how: Any) -> Tensor:
+def forward(engine: Engine, batch: Batch, micro_batch: Size, packed: bool, **how: Any) -> Tensor:
     """What the model says of each row, (B,) or (B, T) float32 on the CPU, a micro-batch at a time."""
     engine.model.eval()
     width = batch.tokens.shape[1]

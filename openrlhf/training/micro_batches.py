@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from openrlhf.config.commands import PPOConfig
 from openrlhf.config.groups import ModelConfig, TrainConfig
 from openrlhf.data.balance import more_bins, packed_bins, padded_bins
-from openrlhf.training.roles import ForwardEngine
+from openrlhf.training.roles import Engine
 from openrlhf.types import Batch
 
 
@@ -50,7 +50,7 @@ def _budget(tokens: int, model: ModelConfig, rows: int) -> TokenBudget:
     return TokenBudget(tokens * model.ring_attn_size, model.packing_samples, rows)
 
 
-def cut(batch: Batch, size: Size, engine: ForwardEngine) -> Sequence[slice | list[int]]:
+def cut(batch: Batch, size: Size, engine: Engine) -> Sequence[slice | list[int]]:
     """The rows of each micro-batch, every row in one of them.
 
     By tokens it is collective: all processes of the model make as many micro-batches, which sharded weights need.

@@ -38,8 +38,8 @@ class StepStats:
     skipped: bool = False  # on all processes alike: a gradient was not finite, and nothing has changed
 
 
-class ForwardEngine(Protocol):
-    """A frozen model on this process's hardware."""
+class Engine(Protocol):
+    """A model on this process's hardware."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -47,19 +47,23 @@ class ForwardEngine(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    def largest(self, number: int) -> int:
+        """Of what the processes of this model say. Collective."""
+        ...
+
+
+class ForwardEngine(Engine, Protocol):
+    """A frozen model."""
+
     def offload(self) -> None:
         """Move what the device holds to host memory until ``onload``."""
         ...
 
     def onload(self) -> None: ...
 
-    def largest(self, number: int) -> int:
-        """Of what the processes of this model say. Collective."""
-        ...
 
-
-class TrainEngine(ForwardEngine, Protocol):
-    """One process of a model in training. ``save`` and ``full_weights`` are collective."""
+class StepEngine(Engine, Protocol):
+    """What an optimizer step needs of a model in training."""
 
     rank: int  # data-parallel: whose rows this process has. Processes that share rows have the same rank.
     world: int  # data-parallel ranks
@@ -81,6 +85,10 @@ class TrainEngine(ForwardEngine, Protocol):
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """Over data-parallel ranks: what processes that share rows hold alike counts once."""
         ...
+
+
+class TrainEngine(StepEngine, ForwardEngine, Protocol):
+    """One process of a model in training. ``save`` and ``full_weights`` are collective."""
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face names and whole tensors: gathered when they are sharded, with an adapter added into them."""

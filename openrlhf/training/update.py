@@ -17,10 +17,10 @@ from openrlhf.algorithms.masked import sequence_mean_weights, token_mean_weights
 from openrlhf.objectives.loss import Objective
 from openrlhf.training.metric_names import SKIPPED_STEP
 from openrlhf.training.micro_batches import Size, cut
-from openrlhf.training.roles import TrainEngine
+from openrlhf.training.roles import StepEngine
 from openrlhf.types import Batch, Metrics, merge_metrics
 
-Weigh = Callable[[Batch, TrainEngine], Tensor]  # → loss weights that sum to 1 over the mini-batch on all ranks
+Weigh = Callable[[Batch, StepEngine], Tensor]  # → loss weights that sum to 1 over the mini-batch on all ranks
 
 
 def weighted_sum(elements: Tensor, weights: Tensor) -> Tensor:
@@ -28,20 +28,20 @@ def weighted_sum(elements: Tensor, weights: Tensor) -> Tensor:
     return torch.where(weights != 0, elements * weights, 0.0).sum()
 
 
-def token_mean(batch: Batch, engine: TrainEngine) -> Tensor:
+def token_mean(batch: Batch, engine: StepEngine) -> Tensor:
     """Weights (B, T) of the mean over every action token of the mini-batch on all ranks."""
     total = engine.sum_over_ranks(batch.action_mask.sum().float().to(engine.device)).to(batch.action_mask.device)
     return token_mean_weights(batch.action_mask, total)
 
 
-def sequence_mean(batch: Batch, engine: TrainEngine) -> Tensor:
+def sequence_mean(batch: Batch, engine: StepEngine) -> Tensor:
     """Weights (B, T) of the mean over every answer of the mini-batch on all ranks, each the mean over its tokens."""
     mask = batch.action_mask
     answers = engine.sum_over_ranks(mask.any(dim=1).sum().float().to(engine.device)).to(mask.device)
     return sequence_mean_weights(mask, answers)
 
 
-def pair_mean(batch: Batch, engine: TrainEngine) -> Tensor:
+def pair_mean(batch: Batch, engine: StepEngine) -> Tensor:
     """Weights (B,) of the mean over every example of two rows in the mini-batch on all ranks.
 
     The even row (the chosen answer, the labelled one) carries the weight of its example. One that only fills up a rank
@@ -54,7 +54,7 @@ def pair_mean(batch: Batch, engine: TrainEngine) -> Tensor:
 
 
 def optimizer_step(
-    engine: TrainEngine, rows: Batch, objective: Objective, micro_batch: Size, weigh: Weigh = token_mean
+    engine: StepEngine, rows: Batch, objective: Objective, micro_batch: Size, weigh: Weigh = token_mean
 ) -> Metrics:
     """One optimizer step on this rank's rows of a mini-batch. Returns the metrics of the whole mini-batch."""
     rows = rows.fill(loss_weights=weigh(rows, engine))
@@ -106,7 +106,7 @@ class Poison:
 
 
 def update(
-    engine: TrainEngine,
+    engine: StepEngine,
     rows: Batch,
     objective: Objective,
     train_batch_size: int,
