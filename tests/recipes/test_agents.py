@@ -40,14 +40,14 @@ def rash_answer(rng: random.Random) -> dict[str, str]:
     return {"input": f"{a}+{b}={call}{END} {a + b} ", "output": str(a + b)}
 
 
-def taught(folder: Path, words: str, rows: list[dict[str, str]], epochs: int) -> Path:
+def taught(folder: Path, words: str, rows: list[dict[str, str]], epochs: int, scheduler: str) -> Path:
     """What SFT makes of the rows; the words are whole tokens."""
     tokenizer = build_tokenizer(folder / "base", [words] * 50, vocab_size=300)
     build_model(folder / "base", vocab_size=len(tokenizer))
     flags = {
         "pretrain": folder / "base", "dataset": write_rows(folder / "sft.jsonl", rows), "input_template": "{}",
         "output_key": "output", "max_len": 64, "max_epochs": epochs, "train_batch_size": 16,
-        "micro_train_batch_size": 16, "learning_rate": 2e-3, "lr_scheduler": "constant", "save_path": folder / "sft",
+        "micro_train_batch_size": 16, "learning_rate": 2e-3, "lr_scheduler": scheduler, "save_path": folder / "sft",
     }  # fmt: skip
     return run(train_sft.main, flags)
 
@@ -56,14 +56,20 @@ def taught(folder: Path, words: str, rows: list[dict[str, str]], epochs: int) ->
 def player(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(0)
     return taught(
-        tmp_path_factory.mktemp("player"), " higher: lower: Guess:", [blind_guess(rng) for _ in range(1500)], 3
+        tmp_path_factory.mktemp("player"),
+        " higher: lower: Guess:",
+        [blind_guess(rng) for _ in range(1500)],
+        3,
+        "constant",
     )
 
 
 @pytest.fixture(scope="module")
 def pupil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(0)
-    return taught(tmp_path_factory.mktemp("pupil"), "<calc></calc>", [rash_answer(rng) for _ in range(3000)], 4)
+    return taught(
+        tmp_path_factory.mktemp("pupil"), "<calc></calc>", [rash_answer(rng) for _ in range(3000)], 4, "cosine"
+    )
 
 
 def game(player: Path, folder: Path, **more: Any) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def game(player: Path, folder: Path, **more: Any) -> dict[str, Any]:
         "local": True, "pretrain": player, "agent_func_path": EXAMPLES / "guess.py", "label_key": "label",
         "prompt_data": write_rows(folder / "prompts.jsonl", prompts), "prompt_max_len": 16, "generate_max_len": 32,
         "rollout_batch_size": 32, "n_samples_per_prompt": 8, "train_batch_size": 64, "micro_train_batch_size": 64,
-        "micro_rollout_batch_size": 256, "advantage_estimator": "group_norm", "actor_learning_rate": 1e-3,
+        "micro_rollout_batch_size": 256, "advantage_estimator": "group_norm", "actor_learning_rate": 7e-4,
         "lr_scheduler": "constant", "init_kl_coef": 0, "save_path": folder / "out",
     } | more  # fmt: skip
 
@@ -93,7 +99,7 @@ def end(folder: Path, name: str) -> float:
 
 @pytest.mark.slow
 def test_the_guessing_game_is_learned(player: Path, tmp_path: Path) -> None:
-    out = run(train_ppo_ray.main, game(player, tmp_path, num_episodes=20))
+    out = run(train_ppo_ray.main, game(player, tmp_path, num_episodes=26))
     reward = column(out, "reward")
     assert reward[0] < 0.6
     assert end(out, "reward") > reward[0] + 0.1

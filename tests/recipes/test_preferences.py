@@ -10,7 +10,7 @@ import pytest
 from tests.docs.shell import commands_of
 from tests.recipes.helpers import column, run_in_turn, write_rows
 
-SIZES = "SFT_EPOCHS=20 RM_EPOCHS=4 RL_PROMPTS=32 RL_EPISODES=4"
+SIZES = "SFT_EPOCHS=20 RM_EPOCHS=4 RL_PROMPTS=32 RL_EPISODES=6"
 
 
 @pytest.mark.slow
@@ -29,5 +29,5 @@ def test_the_policy_learns_what_the_reward_model_has_learned(tmp_path: Path, mon
     run_in_turn(commands)
     assert column(tmp_path / "out/rm", "eval_accuracy")[-1] == 1
     rewards, kl = column(tmp_path / "out/rl", "reward"), column(tmp_path / "out/rl", "kl")
-    assert rewards[-1] > rewards[0] + 0.5
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.4
     assert 0 < kl[-1] < 1
